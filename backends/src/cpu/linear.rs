@@ -1,0 +1,234 @@
+//! `y = x Wᵀ + b` with the weight in its checkpoint layout `[out, in]`.
+
+use rayon::prelude::*;
+
+use super::vector::{LANES, Stored, madd, sum_lanes};
+use super::{CpuPath, Kernel, dispatch};
+
+/// Rows and outputs of one register tile.
+const ROWS: usize = 4;
+const OUTS: usize = 4;
+/// Multiplications below which waking other threads costs more than it saves.
+const SERIAL_WORK: usize = 1 << 17;
+/// From this many rows on, threads share the rows; below, the outputs.
+const SPLIT_ROWS: usize = 16;
+
+/// Operands of one product.
+#[derive(Clone, Copy)]
+pub(crate) struct Product<'a, W> {
+    /// `[rows, k]`
+    pub(crate) x: &'a [f32],
+    /// `[outs, k]`
+    pub(crate) w: &'a [W],
+    /// `[outs]`
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) k: usize,
+}
+
+impl<'a, W> Product<'a, W> {
+    fn outs(&self) -> usize {
+        self.w.len() / self.k
+    }
+
+    fn with_rows(self, x: &'a [f32]) -> Self {
+        Self { x, ..self }
+    }
+
+    fn with_outs(self, from: usize, to: usize) -> Self {
+        let bias = self.bias.map(|b| &b[from..to]);
+        Self { w: &self.w[from * self.k..to * self.k], bias, ..self }
+    }
+}
+
+/// `[rows, outs]`. Each element is one dot product of 16 lanes along `k`, whatever its neighbours.
+pub(crate) fn linear<W: Stored>(path: CpuPath, product: Product<'_, W>) -> Vec<f32> {
+    let (rows, outs) = (product.x.len() / product.k, product.outs());
+    let mut y = vec![0f32; rows * outs];
+    let threads = rayon::current_num_threads();
+    if threads == 1 || rows * outs * product.k < SERIAL_WORK {
+        dispatch(path, Tiles { product, y: &mut y });
+    } else if rows >= SPLIT_ROWS {
+        let rows_each = rows.div_ceil(threads).next_multiple_of(ROWS);
+        y.par_chunks_mut(rows_each * outs)
+            .zip(product.x.par_chunks(rows_each * product.k))
+            .for_each(|(y, x)| dispatch(path, Tiles { product: product.with_rows(x), y }));
+    } else {
+        split_outs(path, product, &mut y);
+    }
+    y
+}
+
+/// Few rows: every thread takes a range of outputs and reads its share of the weight once.
+fn split_outs<W: Stored>(path: CpuPath, product: Product<'_, W>, y: &mut [f32]) {
+    let outs = product.outs();
+    let outs_each = outs.div_ceil(rayon::current_num_threads() * 2).next_multiple_of(2 * OUTS);
+    let parts: Vec<(usize, Vec<f32>)> = (0..outs.div_ceil(outs_each))
+        .into_par_iter()
+        .map(|i| {
+            let (from, to) = (i * outs_each, ((i + 1) * outs_each).min(outs));
+            let mut part = vec![0f32; product.x.len() / product.k * (to - from)];
+            dispatch(path, Tiles { product: product.with_outs(from, to), y: &mut part });
+            (from, part)
+        })
+        .collect();
+    for (from, part) in parts {
+        let width = part.len() / (y.len() / outs);
+        for (row, values) in y.chunks_mut(outs).zip(part.chunks(width)) {
+            row[from..from + width].copy_from_slice(values);
+        }
+    }
+}
+
+struct Tiles<'a, W> {
+    product: Product<'a, W>,
+    y: &'a mut [f32],
+}
+
+impl<W: Stored> Kernel for Tiles<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let Self { product, y } = self;
+        let rows = product.x.len() / product.k;
+        let mut row = 0;
+        while row + ROWS <= rows {
+            row_block::<W, ROWS, OUTS, FMA>(product, row, y);
+            row += ROWS;
+        }
+        while row < rows {
+            // One row has registers for twice the outputs, which hides the latency of its sums.
+            row_block::<W, 1, { 2 * OUTS }, FMA>(product, row, y);
+            row += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn row_block<W: Stored, const R: usize, const N: usize, const FMA: bool>(
+    product: Product<'_, W>,
+    row: usize,
+    y: &mut [f32],
+) {
+    let outs = product.outs();
+    let mut out = 0;
+    while out + N <= outs {
+        tile::<W, R, N, FMA>(product, row, out, y);
+        out += N;
+    }
+    while out < outs {
+        tile::<W, R, 1, FMA>(product, row, out, y);
+        out += 1;
+    }
+}
+
+#[inline(always)]
+fn tile<W: Stored, const R: usize, const N: usize, const FMA: bool>(
+    product: Product<'_, W>,
+    row: usize,
+    out: usize,
+    y: &mut [f32],
+) {
+    let (k, outs) = (product.k, product.outs());
+    let x: [&[f32]; R] = std::array::from_fn(|r| &product.x[(row + r) * k..(row + r + 1) * k]);
+    let w: [&[W]; N] = std::array::from_fn(|n| &product.w[(out + n) * k..(out + n + 1) * k]);
+    let mut acc = [[[0f32; LANES]; N]; R];
+    let full = k / LANES * LANES;
+    let mut at = 0;
+    while at < full {
+        let xs: [&[f32; LANES]; R] = std::array::from_fn(|r| lanes(x[r], at));
+        for n in 0..N {
+            let ws: [f32; LANES] = lanes(w[n], at).map(W::widen);
+            for r in 0..R {
+                for lane in 0..LANES {
+                    acc[r][n][lane] = madd::<FMA>(xs[r][lane], ws[lane], acc[r][n][lane]);
+                }
+            }
+        }
+        at += LANES;
+    }
+    for r in 0..R {
+        for n in 0..N {
+            for lane in 0..k - full {
+                acc[r][n][lane] =
+                    madd::<FMA>(x[r][full + lane], w[n][full + lane].widen(), acc[r][n][lane]);
+            }
+            let bias = product.bias.map_or(0.0, |b| b[out + n]);
+            y[(row + r) * outs + out + n] = sum_lanes(acc[r][n]) + bias;
+        }
+    }
+}
+
+/// The lanes of a row from `at` on.
+#[inline(always)]
+fn lanes<T>(row: &[T], at: usize) -> &[T; LANES] {
+    match row[at..].first_chunk() {
+        Some(chunk) => chunk,
+        // `at` steps by LANES below a multiple of LANES that is at most the row's length.
+        None => unreachable!("a whole chunk lies below the row's end"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    fn values(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_path_matches_f64_over_odd_shapes() {
+        for path in CpuPath::available() {
+            for (rows, outs, k) in [
+                (1, 1, 1),
+                (1, 9, 17),
+                (2, 8, 16),
+                (3, 7, 40),
+                (5, 13, 160),
+                (33, 66, 130),
+                (129, 31, 64),
+            ] {
+                let (x, w, b) = (values(rows * k, 1), values(outs * k, 2), values(outs, 3));
+                let y = linear(path, Product { x: &x, w: &w, bias: Some(&b), k });
+                for r in 0..rows {
+                    for n in 0..outs {
+                        let want: f64 = (0..k)
+                            .map(|i| f64::from(x[r * k + i]) * f64::from(w[n * k + i]))
+                            .sum::<f64>()
+                            + f64::from(b[n]);
+                        let got = f64::from(y[r * outs + n]);
+                        // k products of size at most 1, each rounded to 2^-24 of the partial sum.
+                        assert!((got - want).abs() < k as f64 * 1e-7 + 1e-6, "{path} {got} {want}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_is_bitwise_the_same_alone_and_in_a_batch() {
+        let (rows, outs, k) = (67, 300, 160);
+        let (x, w) = (values(rows * k, 5), values(outs * k, 6));
+        let half: Vec<bf16> = w.iter().map(|&v| bf16::from_f32(v)).collect();
+        for path in CpuPath::available() {
+            let all = linear(path, Product { x: &x, w: &w, bias: None, k });
+            let all_half = linear(path, Product { x: &x, w: &half, bias: None, k });
+            for r in 0..rows {
+                let x = &x[r * k..(r + 1) * k];
+                let one = linear(path, Product { x, w: &w, bias: None, k });
+                assert_eq!(one, all[r * outs..(r + 1) * outs], "{path} row {r}");
+                let one = linear(path, Product { x, w: &half, bias: None, k });
+                assert_eq!(one, all_half[r * outs..(r + 1) * outs], "{path} bf16 row {r}");
+            }
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Kernels for Burn's flex backend, chosen at run time by CPU feature.
+//!
+//! Kernels are safe Rust over slices, written so that the compiler vectorises them, and compiled
+//! once per instruction set by [`dispatch`]. Every output element has one accumulation order that
+//! does not depend on how many rows are computed with it or on the number of threads: a row's
+//! result is bitwise the same alone and in any batch.
+
+mod attention;
+mod extension;
+mod linear;
+mod path;
+mod vector;
+
+pub(crate) use attention::AttentionPlan;
+pub(crate) use extension::{is_flex, is_host, linear as flex_linear, paged_attention};
+pub use path::{CpuPath, active_path};
+pub(crate) use path::{Kernel, dispatch};
+pub(crate) use vector::{Stored, softmax_sums};
+
+use crate::DeviceError;
+
+/// Sets the number of CPU worker threads. To be called once, before any model runs.
+///
+/// # Errors
+/// When the threads cannot be started or were already.
+pub fn configure_threads(threads: usize) -> Result<(), DeviceError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("cpu-{i}"))
+        .build_global()
+        .map_err(|e| DeviceError::Threads { threads, reason: e.to_string() })
+}
+
+/// Physical cores of this machine: the default number of threads.
+#[must_use]
+pub fn physical_cores() -> usize {
+    let available = std::thread::available_parallelism().map_or(1, usize::from);
+    sysinfo::System::physical_core_count().map_or(available, |cores| cores.min(available)).max(1)
+}

@@ -1,0 +1,189 @@
+//! Lane-wise arithmetic that the compiler turns into vector instructions.
+
+use burn::tensor::Element;
+
+use super::{Kernel, active_path, dispatch};
+
+/// Lanes of one accumulator. Part of the result's definition: the lanes of a dot product are
+/// summed pairwise at its end, on every path alike.
+pub(crate) const LANES: usize = 16;
+
+/// A stored number that widens to f32 exactly.
+pub(crate) trait Stored: Element + bytemuck::Pod {
+    fn widen(self) -> f32;
+}
+
+impl Stored for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Stored for half::bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+/// `a * b + c`, fused where that is one instruction.
+#[inline(always)]
+pub(crate) fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Pairwise sum of one accumulator.
+#[inline(always)]
+pub(crate) fn sum_lanes(lanes: [f32; LANES]) -> f32 {
+    let mut width = LANES / 2;
+    let mut acc = lanes;
+    while width > 0 {
+        for i in 0..width {
+            acc[i] += acc[i + width];
+        }
+        width /= 2;
+    }
+    acc[0]
+}
+
+/// `exp(x)` to about one unit in the last place; 0 below -87, without branches.
+///
+/// Cody-Waite reduction by ln 2 and a degree-6 polynomial (coefficients of the Taylor series are
+/// enough on ±ln 2 / 2).
+#[inline(always)]
+pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    /// Adding and subtracting it rounds to the nearest integer.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = x.clamp(-87.0, 88.0);
+    let n = madd::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let r = madd::<FMA>(n, -LN2_LOW, madd::<FMA>(n, -LN2_HIGH, clamped));
+    let mut p = 1.0 / 720.0;
+    for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = madd::<FMA>(p, r, c);
+    }
+    // n is in -126..=127, so the exponent field neither overflows nor becomes subnormal.
+    let scale = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    if x < -87.0 { 0.0 } else { p * scale }
+}
+
+/// What the softmax of a row is made of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct SoftmaxSums {
+    /// Index of the largest value, the lowest one at a tie.
+    pub(crate) argmax: usize,
+    /// The largest value.
+    pub(crate) max: f32,
+    /// The largest value anywhere else (`-inf` if there is none).
+    pub(crate) second: f32,
+    /// Sum of `exp(x - max)`.
+    pub(crate) sum: f64,
+    /// Sum of `exp(x - max) * (x - max)`, zero where `exp` is.
+    pub(crate) weighted: f64,
+}
+
+/// Reads a row of logits twice: once for its maximum, once for the sums.
+///
+/// Exponentials are f32, sums f64: near certainty `sum - 1` keeps the relative precision of a
+/// single exponential, so two nearly certain rows are still ordered.
+pub(crate) fn softmax_sums(row: &[f32]) -> SoftmaxSums {
+    dispatch(active_path(), SumsKernel(row))
+}
+
+struct SumsKernel<'a>(&'a [f32]);
+
+impl Kernel for SumsKernel<'_> {
+    type Output = SoftmaxSums;
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) -> SoftmaxSums {
+        let row = self.0;
+        let max = maximum(row);
+        let argmax = row.iter().position(|&x| x == max).unwrap_or(0);
+        let second = maximum(&row[..argmax]).max(maximum(row.get(argmax + 1..).unwrap_or(&[])));
+        let (mut sums, mut weighted) = ([0f64; LANES], [0f64; LANES]);
+        let (chunks, tail) = row.as_chunks::<LANES>();
+        for chunk in chunks {
+            add_exponentials::<FMA>(chunk, max, &mut sums, &mut weighted);
+        }
+        let mut last = [f32::NEG_INFINITY; LANES];
+        last[..tail.len()].copy_from_slice(tail);
+        add_exponentials::<FMA>(&last, max, &mut sums, &mut weighted);
+        SoftmaxSums { argmax, max, second, sum: sums.iter().sum(), weighted: weighted.iter().sum() }
+    }
+}
+
+#[inline(always)]
+fn add_exponentials<const FMA: bool>(
+    chunk: &[f32; LANES],
+    max: f32,
+    sums: &mut [f64; LANES],
+    weighted: &mut [f64; LANES],
+) {
+    for lane in 0..LANES {
+        let shifted = chunk[lane] - max;
+        let e = exp::<FMA>(shifted);
+        sums[lane] += f64::from(e);
+        // `0 * -inf` would be NaN; `exp` is 0 exactly where clamping changes nothing.
+        weighted[lane] += f64::from(e) * f64::from(shifted.max(-88.0));
+    }
+}
+
+#[inline(always)]
+fn maximum(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, tail) = row.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            // Not `f32::max`: this form is one instruction, and a NaN shows up in the sums.
+            lanes[lane] = if chunk[lane] > lanes[lane] { chunk[lane] } else { lanes[lane] };
+        }
+    }
+    tail.iter().chain(&lanes).copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::CpuPath;
+
+    struct Exp(f32);
+    impl Kernel for Exp {
+        type Output = f32;
+        #[inline(always)]
+        fn run<const FMA: bool>(self) -> f32 {
+            exp::<FMA>(self.0)
+        }
+    }
+
+    #[test]
+    fn exp_is_within_two_ulp_on_every_path() {
+        for path in CpuPath::available() {
+            for i in 0..20_000 {
+                let x = -86.9 + i as f32 * (86.9 + 80.0) / 20_000.0;
+                let (got, want) = (dispatch(path, Exp(x)), f64::from(x).exp());
+                assert!((f64::from(got) / want - 1.0).abs() < 2.5e-7, "{path} {x}: {got} {want}");
+            }
+            assert_eq!(dispatch(path, Exp(0.0)), 1.0);
+            assert_eq!(dispatch(path, Exp(f32::NEG_INFINITY)), 0.0);
+            assert!(dispatch(path, Exp(f32::NAN)).is_nan());
+        }
+    }
+
+    #[test]
+    fn sums_match_f64_and_ties_take_the_lowest_index() {
+        for n in [1, 2, 15, 16, 17, 100, 1024] {
+            let row: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
+            let got = softmax_sums(&row);
+            let max = row.iter().copied().fold(f32::MIN, f32::max);
+            let sum: f64 = row.iter().map(|x| f64::from(x - max).exp()).sum();
+            assert_eq!(got.argmax, row.iter().position(|&x| x == max).unwrap());
+            assert!((got.sum / sum - 1.0).abs() < 1e-6, "{n}: {got:?} {sum}");
+        }
+        let tie = softmax_sums(&[1.0, 3.0, 3.0, f32::NEG_INFINITY]);
+        assert_eq!((tie.argmax, tie.second), (1, 3.0));
+        assert!(softmax_sums(&[1.0, f32::NAN]).sum.is_nan());
+    }
+}

@@ -1,0 +1,94 @@
+//! The pool of cached keys and values: page tensors, written in place.
+
+use burn::tensor::{DType, Device, Tensor};
+
+use crate::RaggedRows;
+
+/// Sizes of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvShape {
+    /// Transformer layers.
+    pub layers: usize,
+    /// Key/value heads times head size.
+    pub width: usize,
+    /// Positions a page holds.
+    pub page_size: usize,
+    /// Number of pages. A pool of 0 pages serves passes that keep nothing.
+    pub pages: usize,
+}
+
+impl KvShape {
+    /// Bytes of all pages in `dtype`.
+    #[must_use]
+    pub fn bytes(&self, dtype: DType) -> u64 {
+        let slots = self.pages as u64 * self.page_size as u64;
+        2 * self.layers as u64 * slots * self.width as u64 * dtype.size() as u64
+    }
+}
+
+/// Keys and values of all sequences. Who owns which page is not known here: the block tables
+/// arrive with the rows.
+#[derive(Debug)]
+pub struct KvPool {
+    shape: KvShape,
+    dtype: DType,
+    keys: Vec<Tensor<2>>,
+    values: Vec<Tensor<2>>,
+}
+
+impl KvPool {
+    /// Allocates all pages at once.
+    #[must_use]
+    pub fn new(shape: KvShape, dtype: DType, device: &Device) -> Self {
+        // A tensor needs at least one row, also when no page is ever used.
+        let slots = (shape.pages * shape.page_size).max(1);
+        let zeros = || Tensor::<2>::zeros([slots, shape.width], (device, dtype));
+        let layers = 0..shape.layers;
+        Self {
+            shape,
+            dtype,
+            keys: layers.clone().map(|_| zeros()).collect(),
+            values: layers.map(|_| zeros()).collect(),
+        }
+    }
+
+    /// Its sizes.
+    #[must_use]
+    pub fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    /// Float type of the entries.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Copies the rows of writing spans into their slots, in place.
+    ///
+    /// # Shapes
+    /// - `keys`, `values`: `[rows, width]` in the pool's dtype
+    pub(crate) fn write(
+        &mut self,
+        layer: usize,
+        rows: &RaggedRows,
+        keys: &Tensor<2>,
+        values: &Tensor<2>,
+    ) {
+        for run in rows.spans().iter().flat_map(|span| &span.writes) {
+            let (from, to) = (run.row..run.row + run.len, run.slot..run.slot + run.len);
+            for (store, source) in
+                [(&mut self.keys[layer], keys), (&mut self.values[layer], values)]
+            {
+                let part = source.clone().slice([from.clone()]);
+                // In place because the pool holds the only handle between calls.
+                store.inplace(|pages| pages.slice_assign([to.clone(), 0..self.shape.width], part));
+            }
+        }
+    }
+
+    /// Keys and values of one layer: `[slots, width]` each.
+    pub(crate) fn layer(&self, layer: usize) -> (&Tensor<2>, &Tensor<2>) {
+        (&self.keys[layer], &self.values[layer])
+    }
+}

@@ -1,0 +1,30 @@
+//! Where a model runs and how fast: devices, dtypes and the inference operations.
+//!
+//! - [`DeviceSpec`] turns `"cuda:0"` into a value and back; [`DeviceProvider`] opens it.
+//! - [`Precision`] says which dtype weights, activations and cached keys/values have on a device.
+//! - [`ops`] is the seam that keeps models portable and fast: every operation a decoder needs on
+//!   ragged rows, with a portable default in Burn tensor ops and fast paths behind it.
+//! - [`RaggedRows`] and [`KvPool`] are the data those operations work on.
+//!
+//! Absent on purpose: model families, sampling rules, requests. GPU backends live in their own
+//! package (`backends/cube`) so that a plain build never compiles them.
+
+mod cpu;
+mod dtype;
+mod error;
+mod kv;
+pub mod ops;
+mod provider;
+mod rows;
+mod spec;
+
+pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+pub use cpu::{CpuPath, active_path, configure_threads, physical_cores};
+pub use dtype::{DTypeChoice, Precision};
+pub use error::DeviceError;
+pub use kv::{KvPool, KvShape};
+pub use provider::{
+    CpuProvider, DeviceInfo, DeviceProvider, OpenDevice, list_devices, open_device,
+};
+pub use rows::{Attend, KeyRun, KeySource, RaggedRows, RowsError, Span, SpanRequest};
+pub use spec::DeviceSpec;

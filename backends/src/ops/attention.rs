@@ -1,0 +1,134 @@
+use burn::tensor::{DType, Device, Tensor, TensorData, activation};
+
+use super::select_rows;
+use crate::cpu::{self, AttentionPlan};
+use crate::rows::{Attend, KeySource, Span};
+use crate::{KvPool, RaggedRows};
+
+/// Head counts of an attention layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionHeads {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// Size of a head.
+    pub head_dim: usize,
+}
+
+/// Writes the rows of writing spans to their pages, then lets every row attend to the keys its
+/// span can see, scaled by `1/√head_dim`, softmax in f32.
+///
+/// # Shapes
+/// - `query`: `[rows, heads * head_dim]`; `keys`, `values`: `[rows, kv_heads * head_dim]`
+/// - returns `[rows, heads * head_dim]` in the dtype of `query`
+#[must_use]
+pub fn attention(
+    query: Tensor<2>,
+    [keys, values]: [Tensor<2>; 2],
+    rows: &RaggedRows,
+    (pool, layer): (&mut KvPool, usize),
+    heads: AttentionHeads,
+) -> Tensor<2> {
+    let own = [keys.cast(pool.dtype()), values.cast(pool.dtype())];
+    pool.write(layer, rows, &own[0], &own[1]);
+    let (pool_keys, pool_values) = pool.layer(layer);
+    let pool = [pool_keys.clone(), pool_values.clone()];
+    let has_kernel = matches!(pool[0].dtype(), DType::F32 | DType::BF16);
+    if has_kernel && query.dtype() == DType::F32 && cpu::is_flex(&query.device()) {
+        let plan = AttentionPlan {
+            spans: rows.spans().clone(),
+            positions: rows.positions().clone(),
+            heads: heads.heads,
+            kv_heads: heads.kv_heads,
+            head_dim: heads.head_dim,
+        };
+        return cpu::paged_attention(query, own, pool, plan);
+    }
+    portable_attention(query, own, pool, rows, heads)
+}
+
+/// The portable default of [`attention`], after the pages were written: span by span, gathering
+/// its keys. `own` and `pool` are keys and values of this pass's rows and of all slots.
+#[must_use]
+pub fn portable_attention(
+    query: Tensor<2>,
+    own: [Tensor<2>; 2],
+    pool: [Tensor<2>; 2],
+    rows: &RaggedRows,
+    heads: AttentionHeads,
+) -> Tensor<2> {
+    let spans = rows.spans().iter().map(|span| {
+        let query = query.clone().slice([span.rows.clone()]);
+        let [keys, values] = [0, 1].map(|i| gather(span, &own[i], &pool[i]));
+        span_attention(query, keys, values, mask(span, rows.positions(), &own[0].device()), heads)
+    });
+    Tensor::cat(spans.collect(), 0)
+}
+
+/// Keys or values of a span in run order: `[keys, kv_width]`, f32.
+fn gather(span: &Span, own: &Tensor<2>, pool: &Tensor<2>) -> Tensor<2> {
+    let (mut slots, mut own_rows) = (Vec::new(), Vec::new());
+    for run in &span.keys {
+        match run.source {
+            KeySource::Pool { slot } => slots.extend(slot..slot + run.len),
+            KeySource::Rows { row } => own_rows.extend(row..row + run.len),
+        }
+    }
+    // Runs of the pool come first, then those of the rows.
+    let mut parts = Vec::new();
+    if !slots.is_empty() {
+        parts.push(select_rows(pool.clone(), &slots));
+    }
+    if !own_rows.is_empty() {
+        parts.push(select_rows(own.clone(), &own_rows));
+    }
+    Tensor::cat(parts, 0).cast(DType::F32)
+}
+
+/// 0 where a row may see a key and -inf where not: `[1, rows, keys]`; nothing for bidirectional spans.
+fn mask(span: &Span, positions: &[usize], device: &Device) -> Option<Tensor<3>> {
+    if span.attend == Attend::Bidirectional {
+        return None;
+    }
+    let keys: Vec<usize> =
+        span.keys.iter().flat_map(|run| run.position..run.position + run.len).collect();
+    let values: Vec<f32> = positions[span.rows.clone()]
+        .iter()
+        .flat_map(|&q| keys.iter().map(move |&k| if k <= q { 0.0 } else { f32::NEG_INFINITY }))
+        .collect();
+    let shape = [1, span.rows.len(), keys.len()];
+    Some(Tensor::from_data(TensorData::new(values, shape), (device, DType::F32)))
+}
+
+fn span_attention(
+    query: Tensor<2>,
+    keys: Tensor<2>,
+    values: Tensor<2>,
+    mask: Option<Tensor<3>>,
+    heads: AttentionHeads,
+) -> Tensor<2> {
+    let AttentionHeads { heads, kv_heads, head_dim } = heads;
+    let (rows, dtype, n) = (query.dims()[0], query.dtype(), keys.dims()[0]);
+    let group = heads / kv_heads;
+    // Query heads of one group share a key head: they become its rows.
+    let query = query
+        .cast(DType::F32)
+        .reshape([rows, kv_heads, group, head_dim])
+        .swap_dims(0, 1)
+        .swap_dims(1, 2)
+        .reshape([kv_heads, group * rows, head_dim]);
+    let per_head = |x: Tensor<2>| x.reshape([n, kv_heads, head_dim]).swap_dims(0, 1);
+    let scale = (head_dim as f64).sqrt().recip();
+    let mut scores = query.matmul(per_head(keys).transpose()) * scale; // [kv_heads, group * rows, n]
+    if let Some(mask) = mask {
+        let by_row = scores.reshape([heads, rows, n]) + mask;
+        scores = by_row.reshape([kv_heads, group * rows, n]);
+    }
+    let out: Tensor<3> = activation::softmax(scores, 2).matmul(per_head(values));
+    out.reshape([kv_heads, group, rows, head_dim])
+        .swap_dims(1, 2)
+        .swap_dims(0, 1)
+        .reshape([rows, heads * head_dim])
+        .cast(dtype)
+}

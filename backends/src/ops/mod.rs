@@ -1,0 +1,26 @@
+//! The inference operations, one file each: contract, portable default, dispatch.
+//!
+//! A model calls these and cannot know which device or kernel answers. Every operation works on
+//! ragged rows `[rows, features]`; a fast path is allowed only with a test that compares it with
+//! the portable default next to it.
+
+mod activation;
+mod attention;
+mod embed;
+mod linear;
+mod norm;
+pub mod philox;
+mod rope;
+mod sample;
+mod score;
+
+pub use activation::{gelu_new, silu_gate};
+pub use attention::{AttentionHeads, attention, portable_attention};
+pub use embed::{embed, select_rows};
+pub use linear::{Linear, linear, portable_linear};
+pub use norm::{layer_norm, rms_norm};
+pub use rope::{Rope, RopeAngles, RopePrecision};
+pub use score::{
+    ConfidenceOf, Draw, FilterOrder, Filters, Guidance, RowParams, RowScore, portable_scores,
+    score_rows,
+};
