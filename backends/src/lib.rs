@@ -26,5 +26,5 @@ pub use kv::{KvPool, KvShape};
 pub use provider::{
     CpuProvider, DeviceInfo, DeviceProvider, OpenDevice, list_devices, open_device,
 };
-pub use rows::{Attend, KeyRun, KeySource, RaggedRows, RowsError, Span, SpanRequest};
+pub use rows::{Attend, KeyRun, KeySource, PAGE_SIZE, RaggedRows, RowsError, Span, SpanRequest};
 pub use spec::DeviceSpec;

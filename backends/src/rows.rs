@@ -3,6 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Positions of one page, unless a pool was made with another size.
+pub const PAGE_SIZE: usize = 16;
+
 /// Which keys a row of a span may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attend {
@@ -164,7 +167,7 @@ impl RaggedRows {
             visible: Vec::new(),
             pages: Vec::new(),
         };
-        Self::new(tokens.to_vec(), (0..tokens.len()).collect(), vec![request], tokens.len().max(1))
+        Self::new(tokens.to_vec(), (0..tokens.len()).collect(), vec![request], PAGE_SIZE)
     }
 
     /// Number of rows.

@@ -1,1 +1,39 @@
+//! What a checkpoint computes.
+//!
+//! [`load`] turns a folder or a built-in model into a [`LoadedModel`]: a [`LanguageModel`] that
+//! maps ragged rows to hidden rows and hidden rows to logits, its [`Tokenizer`], its
+//! [`ChatTemplate`] and the ids and defaults the checkpoint brings.
+//!
+//! A family is one file (`phi.rs`, `llada.rs`, `dream.rs`) over the shared `layers`, plus one line
+//! in `registry.rs`. Absent on purpose: sampling, requests, threads, device choice. `forward`
+//! takes `&self`; all mutable state, the key/value pool, is an argument.
 
+mod builtin;
+mod chat;
+mod checkpoint;
+mod config;
+mod dream;
+mod error;
+mod files;
+mod layers;
+mod llada;
+mod model;
+mod phi;
+mod registry;
+mod special;
+mod tokenizer;
+mod weights;
+
+pub use builtin::{BUILTIN_MODELS, builtin_files};
+pub use chat::{ChatError, ChatTemplate};
+pub use dfastllm_backends::ops;
+pub use dfastllm_backends::{
+    Attend, DType, DTypeChoice, Device, KvPool, KvShape, OpenDevice, PAGE_SIZE, Precision, RaggedRows,
+    RowsError, SpanRequest, Tensor,
+};
+pub use error::LoadError;
+pub use files::ModelFiles;
+pub use model::{Alignment, LanguageModel, ModelShape, Probe, Tap, unobserved};
+pub use registry::{LoadedModel, load};
+pub use special::{GenerationDefaults, SpecialIds};
+pub use tokenizer::{SpecialTokens, TokenStream, Tokenizer};

@@ -1,1 +1,5 @@
+//! What the suites share: fixtures, golden records, tolerances.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a missing fixture is a failed test")]
 
+pub mod fixtures;
+pub mod golden;

@@ -1,0 +1,130 @@
+//! The list of families, and loading one.
+
+use dfastllm_backends::{DType, DTypeChoice, OpenDevice, Precision};
+use serde_json::Value;
+
+use crate::checkpoint::{self, StoredTensors};
+use crate::config::Header;
+use crate::model::LanguageModel;
+use crate::special::{SpecialSources, special_ids};
+use crate::weights::Weights;
+use crate::{
+    ChatTemplate, GenerationDefaults, LoadError, ModelFiles, SpecialIds, Tokenizer, config, dream,
+    llada, phi,
+};
+
+/// A family: its `model_type` and what its file offers.
+struct Family {
+    model_type: &'static str,
+    load: fn(&Value, &mut Weights) -> Result<Box<dyn LanguageModel>, LoadError>,
+    special: SpecialSources,
+    /// A template for checkpoints that bring none.
+    chat_template: Option<&'static str>,
+}
+
+/// Phi's model card asks for this form; there is no published template.
+const PHI_TEMPLATE: &str = "{% for m in messages %}{% if m.role == 'assistant' %}\
+    {{ 'Output: ' ~ m.content ~ '\\n' }}{% else %}{{ 'Instruct: ' ~ m.content ~ '\\n' }}\
+    {% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Output:' }}{% endif %}";
+
+const FAMILIES: [Family; 3] = [
+    Family {
+        model_type: "phi",
+        load: phi::load,
+        special: SpecialSources { family: "phi", turn_ends: &[], masked: false },
+        chat_template: Some(PHI_TEMPLATE),
+    },
+    Family {
+        model_type: "llada",
+        load: llada::load,
+        special: SpecialSources { family: "llada", turn_ends: &["<|eot_id|>"], masked: true },
+        chat_template: None,
+    },
+    Family {
+        model_type: "Dream",
+        load: dream::load,
+        special: SpecialSources { family: "Dream", turn_ends: &["<|im_end|>"], masked: true },
+        chat_template: None,
+    },
+];
+
+/// A model with everything its checkpoint brings.
+pub struct LoadedModel {
+    /// The network.
+    pub model: Box<dyn LanguageModel>,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its chat template, if it has one.
+    pub chat: Option<ChatTemplate>,
+    /// End and mask ids.
+    pub special: SpecialIds,
+    /// Sampling defaults.
+    pub generation: GenerationDefaults,
+    /// Float types in use.
+    pub precision: Precision,
+    /// `model_type` of the config.
+    pub family: &'static str,
+}
+
+/// Loads a checkpoint onto a device. The tokenizer is checked before any weight is read.
+///
+/// # Errors
+/// When a file is missing or damaged, or asks for something that is not computed here.
+pub fn load(
+    files: &ModelFiles,
+    device: &OpenDevice,
+    dtype: DTypeChoice,
+) -> Result<LoadedModel, LoadError> {
+    let config: Value = files.required_json("config.json")?;
+    let Header { model_type } = config::read(&config)?;
+    let family = FAMILIES.iter().find(|f| f.model_type == model_type).ok_or_else(|| {
+        let expected: Vec<_> = FAMILIES.iter().map(|f| f.model_type).collect();
+        LoadError::UnknownFamily { found: model_type.clone(), expected: expected.join(", ") }
+    })?;
+    let tokenizer = Tokenizer::load(files)?;
+    let chat = ChatTemplate::load(files, family.chat_template)?;
+    let generation = files.json("generation_config.json")?.unwrap_or_default();
+    let stored = checkpoint::open(files)?;
+    refuse_legacy_phi(&stored)?;
+    let own = weight_dtype(&stored)?;
+    let precision = Precision::resolve(dtype, own, device.spec, &device.info.dtypes)?;
+    let mut weights = Weights::new(stored, device.device.clone(), precision);
+    let model = (family.load)(&config, &mut weights)?;
+    weights.finish()?;
+    let vocab = model.shape().vocab;
+    if tokenizer.size() > vocab {
+        return Err(LoadError::TokenizerTooLarge { tokens: tokenizer.size(), vocab });
+    }
+    let special = special_ids(&config, files, &tokenizer, family.special, vocab)?;
+    let family = family.model_type;
+    Ok(LoadedModel { model, tokenizer, chat, special, generation, precision, family })
+}
+
+/// Checkpoints of Phi from before 2024 have other names and a fused projection.
+fn refuse_legacy_phi(stored: &StoredTensors) -> Result<(), LoadError> {
+    match stored.iter().find(|(name, _)| name.contains(".mixer.Wqkv.")) {
+        None => Ok(()),
+        Some((name, (_, file))) => {
+            let reason = format!(
+                "{name} is the fused layout of phi-msft from before 2024; \
+                 use a revision converted for PhiForCausalLM"
+            );
+            Err(LoadError::Damaged { file: file.clone(), reason })
+        }
+    }
+}
+
+/// The dtype of the checkpoint: that of its matrices.
+fn weight_dtype(stored: &StoredTensors) -> Result<DType, LoadError> {
+    let mut own = DType::F32;
+    for (name, (tensor, _)) in stored {
+        match tensor.dtype {
+            DType::F32 | DType::BF16 | DType::F16 => {}
+            dtype => return Err(LoadError::WeightDType { tensor: name.clone(), dtype }),
+        }
+        if tensor.shape.to_vec().len() == 2 {
+            own = tensor.dtype;
+        }
+    }
+    Ok(own)
+}

@@ -1,0 +1,206 @@
+//! Text to token ids and back.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::NFC;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, SplitDelimiterBehavior};
+
+use crate::{LoadError, ModelFiles};
+
+/// Qwen2's pre-tokenizer, which checkpoints with `vocab.json` and `merges.txt` leave to their
+/// Python class (`tokenization_dream.py`).
+const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Whether special tokens are added (encoding) or kept in the text (decoding).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpecialTokens {
+    /// As the checkpoint's post-processor adds them; or kept in the text.
+    Include,
+    /// None added; or left out of the text.
+    Skip,
+}
+
+/// A checkpoint's tokenizer. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: Arc<tokenizers::Tokenizer>,
+    size: usize,
+}
+
+impl Tokenizer {
+    /// From `tokenizer.json`, or from `vocab.json` and `merges.txt`.
+    pub(crate) fn load(files: &ModelFiles) -> Result<Self, LoadError> {
+        let inner = match files.read("tokenizer.json")? {
+            Some(content) => tokenizers::Tokenizer::from_bytes(&content)
+                .map_err(|e| error(files, "tokenizer.json", &e.to_string()))?,
+            None => from_vocab_and_merges(files)?,
+        };
+        let highest = inner.get_vocab(true).into_values().max();
+        Ok(Self { inner: Arc::new(inner), size: highest.map_or(0, |id| id as usize + 1) })
+    }
+
+    /// Highest id plus one, added tokens included.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// The id of a token spelled exactly so.
+    #[must_use]
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Ids of a text. Special tokens spelled out in the text become their ids.
+    ///
+    /// # Errors
+    /// When the tokenizer itself fails, with its own message.
+    pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>, String> {
+        self.inner
+            .encode_fast(text, special == SpecialTokens::Include)
+            .map(|encoding| encoding.get_ids().to_vec())
+            .map_err(|e| e.to_string())
+    }
+
+    /// Text of ids; ids without a token give nothing, bytes that are no UTF-8 give U+FFFD.
+    #[must_use]
+    pub fn decode(&self, ids: &[u32], special: SpecialTokens) -> String {
+        self.inner.decode(ids, special == SpecialTokens::Skip).unwrap_or_default()
+    }
+
+    /// Decodes token by token.
+    #[must_use]
+    pub fn stream(&self, special: SpecialTokens) -> TokenStream {
+        TokenStream { tokenizer: self.clone(), special, pending: Vec::new() }
+    }
+}
+
+/// Incremental decoding that never splits a character.
+#[derive(Debug, Clone)]
+pub struct TokenStream {
+    tokenizer: Tokenizer,
+    special: SpecialTokens,
+    pending: Vec<u32>,
+}
+
+impl TokenStream {
+    /// The text that became certain with this token; nothing while a character is unfinished.
+    pub fn push(&mut self, id: u32) -> String {
+        self.pending.push(id);
+        let text = self.tokenizer.decode(&self.pending, self.special);
+        if text.ends_with('\u{FFFD}') {
+            return String::new();
+        }
+        self.pending.clear();
+        text
+    }
+
+    /// What is left at the end: unfinished characters as U+FFFD.
+    pub fn finish(&mut self) -> String {
+        let text = self.tokenizer.decode(&self.pending, self.special);
+        self.pending.clear();
+        text
+    }
+}
+
+fn error(files: &ModelFiles, file: &str, reason: &str) -> LoadError {
+    LoadError::Tokenizer { file: files.path_of(file), reason: reason.to_owned() }
+}
+
+#[derive(Deserialize)]
+struct AddedTokenEntry {
+    content: String,
+    #[serde(default)]
+    special: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    #[serde(default)]
+    single_word: bool,
+    normalized: Option<bool>,
+}
+
+/// A byte-level BPE as Qwen2's slow tokenizer builds it.
+fn from_vocab_and_merges(files: &ModelFiles) -> Result<tokenizers::Tokenizer, LoadError> {
+    let missing = || files.missing("tokenizer.json", " and no vocab.json with merges.txt");
+    let vocab: Map<String, Value> = files.json("vocab.json")?.ok_or_else(missing)?;
+    let merges = files.read("merges.txt")?.ok_or_else(missing)?;
+    let vocab = vocab
+        .into_iter()
+        .map(|(token, id)| match id.as_u64().and_then(|id| u32::try_from(id).ok()) {
+            Some(id) => Ok((token, id)),
+            None => Err(error(files, "vocab.json", &format!("id of '{token}' is {id}"))),
+        })
+        .collect::<Result<Vocab, _>>()?;
+    let merges = std::str::from_utf8(&merges)
+        .map_err(|e| error(files, "merges.txt", &e.to_string()))?
+        .lines()
+        .filter(|line| !line.starts_with("#version") && !line.is_empty())
+        .map(|line| match line.split_once(' ') {
+            Some((a, b)) => Ok((a.to_owned(), b.to_owned())),
+            None => Err(error(files, "merges.txt", &format!("line '{line}' is not a pair"))),
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let bpe = BPE::builder()
+        .vocab_and_merges(vocab, merges)
+        .build()
+        .map_err(|e| error(files, "merges.txt", &e.to_string()))?;
+    let mut tokenizer = tokenizers::Tokenizer::new(bpe);
+    let split = Split::new(
+        SplitPattern::Regex(QWEN2_PATTERN.to_owned()),
+        SplitDelimiterBehavior::Isolated,
+        false,
+    )
+    .map_err(|e| error(files, "vocab.json", &e.to_string()))?;
+    let bytes = ByteLevel::new(false, false, false);
+    tokenizer
+        .with_normalizer(Some(NFC))
+        .with_pre_tokenizer(Some(Sequence::new(vec![split.into(), bytes.into()])))
+        .with_decoder(Some(bytes));
+    add_tokens(files, &mut tokenizer)?;
+    Ok(tokenizer)
+}
+
+/// Adds the tokens of `tokenizer_config.json`, in order of their ids, which have to continue the
+/// vocabulary.
+fn add_tokens(
+    files: &ModelFiles,
+    tokenizer: &mut tokenizers::Tokenizer,
+) -> Result<(), LoadError> {
+    const FILE: &str = "tokenizer_config.json";
+    let config: Value = files.json(FILE)?.unwrap_or_default();
+    let Some(entries) = config["added_tokens_decoder"].as_object() else { return Ok(()) };
+    let mut tokens = Vec::new();
+    for (id, entry) in entries {
+        let id: u32 = id.parse().map_err(|_| error(files, FILE, &format!("token id '{id}'")))?;
+        let entry = AddedTokenEntry::deserialize(entry)
+            .map_err(|e| error(files, FILE, &format!("token {id}: {e}")))?;
+        tokens.push((id, entry));
+    }
+    tokens.sort_by_key(|(id, _)| *id);
+    for (id, entry) in tokens {
+        let token = AddedToken::from(entry.content.clone(), entry.special)
+            .lstrip(entry.lstrip)
+            .rstrip(entry.rstrip)
+            .single_word(entry.single_word)
+            .normalized(entry.normalized.unwrap_or(!entry.special));
+        if entry.special {
+            tokenizer.add_special_tokens(&[token]);
+        } else {
+            tokenizer.add_tokens(&[token]);
+        }
+        let got = tokenizer.token_to_id(&entry.content);
+        if got != Some(id) {
+            let reason = format!("token '{}' would get id {got:?}, expected {id}", entry.content);
+            return Err(error(files, FILE, &reason));
+        }
+    }
+    Ok(())
+}

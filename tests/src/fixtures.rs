@@ -1,0 +1,32 @@
+//! The parity checkpoints and the devices suites run on.
+
+use std::path::PathBuf;
+
+use dfastllm_backends::{CpuProvider, DTypeChoice, DeviceProvider, DeviceSpec, OpenDevice};
+use dfastllm_models::{LoadedModel, ModelFiles, builtin_files, load};
+
+/// A path below `tests/fixtures`.
+#[must_use]
+pub fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+}
+
+/// The CPU device.
+#[must_use]
+pub fn cpu() -> OpenDevice {
+    CpuProvider.open(DeviceSpec::Cpu).unwrap().unwrap()
+}
+
+/// A checkpoint the golden records belong to (`phi`, `llada`, `dream`), in f32.
+#[must_use]
+pub fn parity(family: &str) -> LoadedModel {
+    let files = ModelFiles::Folder(path(&format!("parity-{family}")));
+    load(&files, &cpu(), DTypeChoice::F32).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// A built-in model (`tiny-phi`, …), in f32.
+#[must_use]
+pub fn builtin(name: &str) -> LoadedModel {
+    let files = builtin_files(name).unwrap();
+    load(&files, &cpu(), DTypeChoice::F32).unwrap_or_else(|e| panic!("{e}"))
+}
