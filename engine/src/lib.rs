@@ -1,1 +1,29 @@
+//! Which tokens, when.
+//!
+//! One thread owns model, cache and scheduler and runs steps back to back: plan what every running
+//! request wants next, one forward pass over all of it, score the rows asked for, let each request
+//! settle its tokens. [`Engine::start`] returns an [`EngineHandle`]; [`EngineHandle::submit`]
+//! gives a [`Running`] request whose events arrive on a bounded channel, and dropping it cancels.
+//!
+//! Decisions are plain data: only `runner.rs` touches tensors. Absent on purpose: HTTP, JSON,
+//! model families, devices.
 
+mod autoregressive;
+pub mod decoding;
+mod denoising;
+mod error;
+mod handle;
+mod output;
+mod pages;
+mod plan;
+mod request;
+mod runner;
+mod scheduler;
+mod stats;
+mod worker;
+
+pub use error::{EngineError, RequestError, SubmitError};
+pub use handle::{Engine, EngineConfig, EngineHandle, Event, Running};
+pub use output::{FinishReason, SettledToken, TextAssembler, TraceStep, Usage};
+pub use request::{GenerationRequest, ModelLimits, RequestParams, Sampling};
+pub use stats::{EngineState, EngineStats, StatsSnapshot};

@@ -35,5 +35,5 @@ pub use error::LoadError;
 pub use files::ModelFiles;
 pub use model::{Alignment, LanguageModel, ModelShape, Probe, Tap, unobserved};
 pub use registry::{LoadedModel, load};
-pub use special::{GenerationDefaults, SpecialIds};
+pub use special::{GenerationDefaults, ReferenceLoop, SpecialIds};
 pub use tokenizer::{SpecialTokens, TokenStream, Tokenizer};

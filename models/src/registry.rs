@@ -6,7 +6,7 @@ use serde_json::Value;
 use crate::checkpoint::{self, StoredTensors};
 use crate::config::Header;
 use crate::model::LanguageModel;
-use crate::special::{SpecialSources, special_ids};
+use crate::special::{ReferenceLoop, SpecialSources, special_ids};
 use crate::weights::Weights;
 use crate::{
     ChatTemplate, GenerationDefaults, LoadError, ModelFiles, SpecialIds, Tokenizer, config, dream,
@@ -31,19 +31,27 @@ const FAMILIES: [Family; 3] = [
     Family {
         model_type: "phi",
         load: phi::load,
-        special: SpecialSources { family: "phi", turn_ends: &[], masked: false },
+        special: SpecialSources { family: "phi", turn_ends: &[], reference: None },
         chat_template: Some(PHI_TEMPLATE),
     },
     Family {
         model_type: "llada",
         load: llada::load,
-        special: SpecialSources { family: "llada", turn_ends: &["<|eot_id|>"], masked: true },
+        special: SpecialSources {
+            family: "llada",
+            turn_ends: &["<|eot_id|>"],
+            reference: Some(ReferenceLoop::EvenSplit),
+        },
         chat_template: None,
     },
     Family {
         model_type: "Dream",
         load: dream::load,
-        special: SpecialSources { family: "Dream", turn_ends: &["<|im_end|>"], masked: true },
+        special: SpecialSources {
+            family: "Dream",
+            turn_ends: &["<|im_end|>"],
+            reference: Some(ReferenceLoop::Timesteps),
+        },
         chat_template: None,
     },
 ];
@@ -58,6 +66,8 @@ pub struct LoadedModel {
     pub chat: Option<ChatTemplate>,
     /// End and mask ids.
     pub special: SpecialIds,
+    /// The published loop, for models that denoise.
+    pub reference: Option<ReferenceLoop>,
     /// Sampling defaults.
     pub generation: GenerationDefaults,
     /// Float types in use.
@@ -96,8 +106,16 @@ pub fn load(
         return Err(LoadError::TokenizerTooLarge { tokens: tokenizer.size(), vocab });
     }
     let special = special_ids(&config, files, &tokenizer, family.special, vocab)?;
-    let family = family.model_type;
-    Ok(LoadedModel { model, tokenizer, chat, special, generation, precision, family })
+    Ok(LoadedModel {
+        model,
+        tokenizer,
+        chat,
+        special,
+        reference: family.special.reference,
+        generation,
+        precision,
+        family: family.model_type,
+    })
 }
 
 /// Checkpoints of Phi from before 2024 have other names and a fused projection.

@@ -26,6 +26,15 @@ pub struct GenerationDefaults {
     pub top_k: Option<usize>,
 }
 
+/// The sampling loop a masked-diffusion checkpoint was published with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReferenceLoop {
+    /// LLaDA's `generate`: an even number of positions a step, confidence of the raw row.
+    EvenSplit,
+    /// Dream's `diffusion_generate`: time steps, confidence of the filtered row.
+    Timesteps,
+}
+
 /// Where a family's special ids are besides the config files.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SpecialSources {
@@ -34,8 +43,8 @@ pub(crate) struct SpecialSources {
     /// Tokens that end a turn without being an end id of any config: LLaDA's `<|eot_id|>`,
     /// Dream's `<|im_end|>`.
     pub(crate) turn_ends: &'static [&'static str],
-    /// Whether a mask id is needed.
-    pub(crate) masked: bool,
+    /// The published loop of a family that denoises; such a family needs a mask id.
+    pub(crate) reference: Option<ReferenceLoop>,
 }
 
 #[derive(Deserialize)]
@@ -78,8 +87,8 @@ pub(crate) fn special_ids(
         }
     }
     let mask_id = match config["mask_token_id"].as_u64() {
-        Some(id) if sources.masked => Some(in_vocabulary("mask_token_id", id, vocab)?),
-        None if sources.masked => return Err(LoadError::NoMaskToken { family: sources.family }),
+        Some(id) if sources.reference.is_some() => Some(in_vocabulary("mask_token_id", id, vocab)?),
+        None if sources.reference.is_some() => return Err(LoadError::NoMaskToken { family: sources.family }),
         _ => None,
     };
     Ok(SpecialIds { end_ids: checked, mask_id })

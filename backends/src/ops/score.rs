@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::sample::{apply_filters, draw_token};
+use super::sample::{apply_filters, categorical, gumbel};
 use crate::cpu::{self, softmax_sums};
 
 /// Order of the two probability filters.
@@ -46,7 +46,7 @@ impl Filters {
 pub enum Draw {
     /// The largest logit, lowest id at a tie.
     Greedy,
-    /// The largest `logit / T + Gumbel noise` in f64, before any filter (LLaDA).
+    /// The largest `logit / T + Gumbel noise` in f64 among what the filters leave (LLaDA).
     Gumbel {
         /// Key of the request's random numbers.
         seed: u64,
@@ -184,8 +184,10 @@ fn score_row(values: &[f32], vocab: usize, params: &RowParams) -> RowScore {
     let id = match params.draw {
         // Neither temperature nor filters change which token is best.
         Draw::Greedy => sums.argmax,
-        Draw::Gumbel { .. } => draw_token(&biased, params.filters.temperature, params.draw),
-        Draw::Categorical { .. } => draw_token(&filtered, params.filters.temperature, params.draw),
+        Draw::Gumbel { seed, position, step } => {
+            gumbel(&biased, &filtered, params.filters.temperature, (seed, position, step))
+        }
+        Draw::Categorical { seed, position, step } => categorical(&filtered, (seed, position, step)),
     };
     let logprob = |id: usize| f64::from(raw[id] - raw_sums.max) - raw_sums.sum.ln();
     RowScore {

@@ -1,0 +1,98 @@
+//! The only caller of the model: plans of one step in, scores out.
+
+use dfastllm_models::ops::{Guidance, RowScore, score_rows, select_rows};
+use dfastllm_models::{
+    Alignment, KvPool, LanguageModel, PAGE_SIZE, RaggedRows, RowsError, SpanRequest, unobserved,
+};
+
+use crate::plan::{SpanPlan, StepPlan, Want};
+
+/// One request's share of a step and its block table.
+pub(crate) struct Planned<'a> {
+    pub(crate) plan: &'a StepPlan,
+    pub(crate) pages: &'a [u32],
+}
+
+/// The model with its key/value pool.
+pub(crate) struct Runner {
+    model: Box<dyn LanguageModel>,
+    pool: KvPool,
+}
+
+impl Runner {
+    pub(crate) fn new(model: Box<dyn LanguageModel>, pool: KvPool) -> Self {
+        Self { model, pool }
+    }
+
+    /// Runs one pass over all plans; returns the scores of each plan's wants, in order.
+    ///
+    /// # Errors
+    /// When a plan contradicts itself, which is a bug of its maker.
+    pub(crate) fn step(&mut self, planned: &[Planned<'_>]) -> Result<Vec<Vec<RowScore>>, RowsError> {
+        let (mut tokens, mut positions, mut spans) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut scored_rows, mut params) = (Vec::new(), Vec::new());
+        for Planned { plan, pages } in planned {
+            let first_rows: Vec<usize> = plan
+                .spans
+                .iter()
+                .map(|span| {
+                    let first = tokens.len();
+                    spans.push(span_request(span, first, pages));
+                    tokens.extend(&span.tokens);
+                    let start = span.first_position;
+                    positions.extend(start..start + span.tokens.len());
+                    first
+                })
+                .collect();
+            for want in &plan.wants {
+                params.push(self.row_params(plan, want, &first_rows, &mut scored_rows));
+            }
+        }
+        let rows = RaggedRows::new(tokens, positions, spans, PAGE_SIZE)?;
+        let hidden = self.model.forward(&rows, &mut self.pool, &mut unobserved);
+        let mut scores = Vec::new();
+        if !scored_rows.is_empty() {
+            let logits = self.model.logits(select_rows(hidden, &scored_rows));
+            scores = score_rows(logits, &params);
+        }
+        let mut scores = scores.into_iter();
+        Ok(planned.iter().map(|p| scores.by_ref().take(p.plan.wants.len()).collect()).collect())
+    }
+
+    /// Notes the rows whose logits a want needs, and where they will be among the scored ones.
+    fn row_params(
+        &self,
+        plan: &StepPlan,
+        want: &Want,
+        first_rows: &[usize],
+        scored_rows: &mut Vec<usize>,
+    ) -> dfastllm_models::ops::RowParams {
+        let mut note = |span: usize| {
+            scored_rows.push(first_rows[span] + self.row_of(&plan.spans[span], want.position));
+            scored_rows.len() - 1
+        };
+        let row = note(0);
+        let guidance = want.guidance_scale.map(|scale| Guidance { row: note(1), scale });
+        dfastllm_models::ops::RowParams { row, guidance, ..want.params.clone() }
+    }
+
+    /// The row of a span whose logits predict a position. Position 0 has no row before it and
+    /// keeps its own.
+    fn row_of(&self, span: &SpanPlan, position: usize) -> usize {
+        let source = match self.model.alignment() {
+            Alignment::Same => position,
+            Alignment::Next => position.saturating_sub(1),
+        };
+        source.saturating_sub(span.first_position).min(span.tokens.len().saturating_sub(1))
+    }
+}
+
+fn span_request(span: &SpanPlan, first_row: usize, pages: &[u32]) -> SpanRequest {
+    SpanRequest {
+        rows: first_row..first_row + span.tokens.len(),
+        attend: span.attend,
+        write: span.write,
+        visible: vec![0..span.cached],
+        pages: pages.to_vec(),
+    }
+}
