@@ -43,7 +43,11 @@ struct Block {
 }
 
 impl Denoising {
-    pub(crate) fn new(mut request: GenerationRequest, config: DecodingConfig, mask_id: u32) -> Self {
+    pub(crate) fn new(
+        mut request: GenerationRequest,
+        config: DecodingConfig,
+        mask_id: u32,
+    ) -> Self {
         let mut tokens = std::mem::take(&mut request.prompt);
         let (prompt_len, length) = (tokens.len(), request.max_tokens);
         tokens.resize(prompt_len + length, mask_id);

@@ -10,7 +10,9 @@ use dfastllm_models::{DType, Device, KvPool, LanguageModel, PAGE_SIZE};
 use crate::runner::Runner;
 use crate::stats::{EngineState, EngineStats};
 use crate::worker::{Command, Submission, Worker};
-use crate::{EngineError, FinishReason, GenerationRequest, SettledToken, SubmitError, TraceStep, Usage};
+use crate::{
+    EngineError, FinishReason, GenerationRequest, SettledToken, SubmitError, TraceStep, Usage,
+};
 
 /// Sizes of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +90,8 @@ impl Engine {
         let (commands, inbox) = flume::bounded(config.max_queue + 1);
         let stats = Arc::new(EngineStats::default());
         let worker = Worker::new(Runner::new(model, pool), inbox, stats.clone(), config);
-        let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(|| worker.run())?;
+        let thread =
+            std::thread::Builder::new().name("engine".to_owned()).spawn(|| worker.run())?;
         let next_id = Arc::new(AtomicU64::new(1));
         Ok(Self { handle: EngineHandle { commands, stats, config, next_id }, thread })
     }

@@ -128,7 +128,8 @@ impl GenerationRequest {
             }
             (None, None) => None,
             (Some(_), None) => {
-                let message = "diffusion is for masked-diffusion models; this one is autoregressive";
+                let message =
+                    "diffusion is for masked-diffusion models; this one is autoregressive";
                 return Err(RequestError::new("diffusion", message));
             }
             (None, Some(_)) => {
@@ -186,7 +187,8 @@ fn filters(sampling: &Sampling) -> Filters {
 }
 
 fn check_lengths(params: &RequestParams, limits: &ModelLimits) -> Result<(), RequestError> {
-    let (prompt, max_tokens, context) = (params.prompt.len(), params.max_tokens, limits.max_model_len);
+    let (prompt, max_tokens, context) =
+        (params.prompt.len(), params.max_tokens, limits.max_model_len);
     if prompt == 0 {
         return Err(RequestError::new("prompt", "the prompt has no tokens, expected at least one"));
     }

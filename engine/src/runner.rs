@@ -28,7 +28,10 @@ impl Runner {
     ///
     /// # Errors
     /// When a plan contradicts itself, which is a bug of its maker.
-    pub(crate) fn step(&mut self, planned: &[Planned<'_>]) -> Result<Vec<Vec<RowScore>>, RowsError> {
+    pub(crate) fn step(
+        &mut self,
+        planned: &[Planned<'_>],
+    ) -> Result<Vec<Vec<RowScore>>, RowsError> {
         let (mut tokens, mut positions, mut spans) = (Vec::new(), Vec::new(), Vec::new());
         let (mut scored_rows, mut params) = (Vec::new(), Vec::new());
         for Planned { plan, pages } in planned {

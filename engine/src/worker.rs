@@ -144,7 +144,8 @@ impl Worker {
         let now = Instant::now();
         let waiting_before = self.scheduler.waiting();
         let gone = |a: &Active| a.events.is_disconnected() || a.deadline <= now;
-        let ids: Vec<u64> = self.active.iter().filter(|(_, a)| gone(a)).map(|(id, _)| *id).collect();
+        let ids: Vec<u64> =
+            self.active.iter().filter(|(_, a)| gone(a)).map(|(id, _)| *id).collect();
         for id in ids {
             let seconds = self.active.get(&id).map_or(0, |a| a.timeout_seconds);
             self.fail(id, EngineError::Timeout { seconds });

@@ -60,7 +60,8 @@ impl ChatTemplate {
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
@@ -109,7 +110,8 @@ fn without_generation_tags(text: &str) -> String {
     for name in ["generation", "endgeneration"] {
         for (open, close) in [("{%", "%}"), ("{%-", "%}"), ("{%", "-%}"), ("{%-", "-%}")] {
             let comment = (open.replace('%', "#"), close.replace('%', "#"));
-            out = out.replace(&format!("{open} {name} {close}"), &format!("{}{}", comment.0, comment.1));
+            out = out
+                .replace(&format!("{open} {name} {close}"), &format!("{}{}", comment.0, comment.1));
         }
     }
     out
@@ -169,7 +171,10 @@ impl serde_json::ser::Formatter for Spaced {
         out.write_all(if first { b"" } else { b", " })
     }
 
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+    ) -> std::io::Result<()> {
         out.write_all(b": ")
     }
 }

@@ -56,10 +56,7 @@ fn shards(files: &ModelFiles) -> Result<Vec<String>, LoadError> {
     Ok(shards)
 }
 
-fn open_file(
-    files: &ModelFiles,
-    shard: &str,
-) -> Result<BTreeMap<String, StoredTensor>, LoadError> {
+fn open_file(files: &ModelFiles, shard: &str) -> Result<BTreeMap<String, StoredTensor>, LoadError> {
     let mut store = match files {
         ModelFiles::Folder(folder) => {
             let path = folder.join(shard);

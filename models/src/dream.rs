@@ -103,9 +103,8 @@ fn layer(
     let (hidden, inner) = (config.hidden_size, config.intermediate_size);
     let kv_width = heads.kv_heads * heads.head_dim;
     let prefix = format!("model.layers.{layer}");
-    let mut linear = |name: &str, out, inp, bias| {
-        weights.linear(&format!("{prefix}.{name}"), out, inp, bias)
-    };
+    let mut linear =
+        |name: &str, out, inp, bias| weights.linear(&format!("{prefix}.{name}"), out, inp, bias);
     let attention = SelfAttention {
         q_proj: linear("self_attn.q_proj", hidden, hidden, Bias::Yes),
         k_proj: linear("self_attn.k_proj", kv_width, hidden, Bias::Yes),

@@ -28,8 +28,8 @@ pub use builtin::{BUILTIN_MODELS, builtin_files};
 pub use chat::{ChatError, ChatTemplate};
 pub use dfastllm_backends::ops;
 pub use dfastllm_backends::{
-    Attend, DType, DTypeChoice, Device, KvPool, KvShape, OpenDevice, PAGE_SIZE, Precision, RaggedRows,
-    RowsError, SpanRequest, Tensor,
+    Attend, DType, DTypeChoice, Device, KvPool, KvShape, OpenDevice, PAGE_SIZE, Precision,
+    RaggedRows, RowsError, SpanRequest, Tensor,
 };
 pub use error::LoadError;
 pub use files::ModelFiles;

@@ -172,10 +172,5 @@ fn block(
     };
     let mut norm =
         |name: &str| Norm::rms(weights, &format!("{prefix}.{name}"), hidden, config.rms_norm_eps);
-    PreNormLayer {
-        attention_norm: norm("attn_norm"),
-        attention,
-        mlp_norm: norm("ff_norm"),
-        mlp,
-    }
+    PreNormLayer { attention_norm: norm("attn_norm"), attention, mlp_norm: norm("ff_norm"), mlp }
 }

@@ -82,7 +82,8 @@ pub(crate) fn load(
     let heads = config.heads()?;
     let (hidden, vocab, eps) = (config.hidden_size, config.vocab_size, config.layer_norm_eps);
     let rotary_dims = config.rotary_dims(heads.head_dim);
-    let rope = Rope::new(heads.head_dim, rotary_dims, config.rope_theta, RopePrecision::Activations);
+    let rope =
+        Rope::new(heads.head_dim, rotary_dims, config.rope_theta, RopePrecision::Activations);
     Ok(Box::new(Decoder {
         embedding: weights.matrix("model.embed_tokens.weight", vocab, hidden),
         layers: (0..config.num_hidden_layers)

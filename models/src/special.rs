@@ -88,7 +88,9 @@ pub(crate) fn special_ids(
     }
     let mask_id = match config["mask_token_id"].as_u64() {
         Some(id) if sources.reference.is_some() => Some(in_vocabulary("mask_token_id", id, vocab)?),
-        None if sources.reference.is_some() => return Err(LoadError::NoMaskToken { family: sources.family }),
+        None if sources.reference.is_some() => {
+            return Err(LoadError::NoMaskToken { family: sources.family });
+        }
         _ => None,
     };
     Ok(SpecialIds { end_ids: checked, mask_id })

@@ -170,10 +170,7 @@ fn from_vocab_and_merges(files: &ModelFiles) -> Result<tokenizers::Tokenizer, Lo
 
 /// Adds the tokens of `tokenizer_config.json`, in order of their ids, which have to continue the
 /// vocabulary.
-fn add_tokens(
-    files: &ModelFiles,
-    tokenizer: &mut tokenizers::Tokenizer,
-) -> Result<(), LoadError> {
+fn add_tokens(files: &ModelFiles, tokenizer: &mut tokenizers::Tokenizer) -> Result<(), LoadError> {
     const FILE: &str = "tokenizer_config.json";
     let config: Value = files.json(FILE)?.unwrap_or_default();
     let Some(entries) = config["added_tokens_decoder"].as_object() else { return Ok(()) };

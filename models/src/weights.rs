@@ -65,8 +65,7 @@ impl Weights {
             }
             Some((stored, file)) if stored.shape.to_vec() != shape => {
                 let found = stored.shape.to_vec();
-                self.misshapen
-                    .push(format!("{name} in {file} is {found:?}, expected {shape:?}"));
+                self.misshapen.push(format!("{name} in {file} is {found:?}, expected {shape:?}"));
                 None
             }
             Some((stored, file)) => match stored.to_bytes() {

@@ -38,7 +38,11 @@ pub fn serve(loaded: LoadedModel, config: EngineConfig) -> Served {
 
 /// Starts an engine for any model.
 #[must_use]
-pub fn serve_model(model: Box<dyn LanguageModel>, limits: ModelLimits, config: EngineConfig) -> Served {
+pub fn serve_model(
+    model: Box<dyn LanguageModel>,
+    limits: ModelLimits,
+    config: EngineConfig,
+) -> Served {
     let dtype = dfastllm_models::DType::F32;
     let engine = Engine::start(model, dtype, &cpu().device, config).unwrap();
     let handle = engine.handle();
@@ -47,7 +51,11 @@ pub fn serve_model(model: Box<dyn LanguageModel>, limits: ModelLimits, config: E
 
 /// A greedy request with a trace.
 #[must_use]
-pub fn greedy(prompt: &[u32], max_tokens: usize, decoding: Option<DecodingConfig>) -> RequestParams {
+pub fn greedy(
+    prompt: &[u32],
+    max_tokens: usize,
+    decoding: Option<DecodingConfig>,
+) -> RequestParams {
     RequestParams {
         prompt: prompt.to_vec(),
         max_tokens,

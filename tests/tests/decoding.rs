@@ -28,8 +28,7 @@ fn commits(answer: &Answer) -> Vec<Value> {
 }
 
 fn assert_trace(record: &Value, trace: &Value, ids: &Value, answer: &Answer) {
-    let want: Vec<Value> =
-        trace.as_array().unwrap().iter().map(|step| step["c"].clone()).collect();
+    let want: Vec<Value> = trace.as_array().unwrap().iter().map(|step| step["c"].clone()).collect();
     let got = commits(answer);
     assert_eq!(got.len(), number(record, "forward_passes"), "{}", record["name"]);
     for (step, (got, want)) in got.iter().zip(&want).enumerate() {
@@ -161,8 +160,12 @@ fn dream_origin_replays_recorded_draws() {
     let served = serve(parity("dream"), CONFIG);
     let records = records("dream/origin_replay.jsonl");
     for record in &records {
-        let draws =
-            record["trace"].as_array().unwrap().iter().flat_map(|step| numbers(&step["u"])).collect();
+        let draws = record["trace"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|step| numbers(&step["u"]))
+            .collect();
         let params = RequestParams { prompt: ids(&record["prompt_ids"]), ..dream(record) };
         let request = GenerationRequest::new(params, &served.limits).unwrap();
         let request = request.with_uniforms(Box::new(Tape(draws)));
@@ -204,8 +207,13 @@ fn phi_greedy_continuations_equal_the_original() {
         let reason = format!("{:?}", answer.reason).to_lowercase();
         assert_eq!(record["finish_reason"], reason.as_str());
         assert_eq!(answer.usage.forwards, answer.tokens.len());
-        for (i, (token, want)) in answer.tokens.iter().zip(numbers(&record["logprobs"])).enumerate() {
-            assert!((token.logprob - want).abs() < 1e-3, "{} {i}: {token:?} {want}", record["name"]);
+        for (i, (token, want)) in answer.tokens.iter().zip(numbers(&record["logprobs"])).enumerate()
+        {
+            assert!(
+                (token.logprob - want).abs() < 1e-3,
+                "{} {i}: {token:?} {want}",
+                record["name"]
+            );
             let top: Vec<u32> = token.top.iter().map(|(id, _)| *id).collect();
             assert_eq!(top, ids(&record["top5_ids"][i]), "{} {i}", record["name"]);
         }
@@ -236,8 +244,7 @@ fn a_request_answers_the_same_alone_and_in_any_company() {
         for (i, want) in together.iter().enumerate() {
             assert!(served.answers([params(i)])[0] == *want, "{family} {i}");
         }
-        let texts: std::collections::HashSet<Vec<u32>> =
-            together.iter().map(Answer::ids).collect();
+        let texts: std::collections::HashSet<Vec<u32>> = together.iter().map(Answer::ids).collect();
         assert!(texts.len() > 15, "seeds and prompts make a difference");
     }
 }

@@ -110,7 +110,12 @@ fn chunks_through_pages_equal_one_pass_bitwise() {
                 pages: pages.clone(),
             };
             let positions = (start..start + len).collect();
-            let rows = RaggedRows::new(tokens[start..start + len].to_vec(), positions, vec![span], PAGE_SIZE);
+            let rows = RaggedRows::new(
+                tokens[start..start + len].to_vec(),
+                positions,
+                vec![span],
+                PAGE_SIZE,
+            );
             let hidden = loaded.model.forward(&rows.unwrap(), &mut pool, &mut unobserved);
             last = Some(select_rows(hidden, &[len - 1]));
             start += len;

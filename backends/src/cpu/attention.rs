@@ -4,14 +4,12 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use super::vector::{Stored, exp, madd};
-use super::{CpuPath, Kernel, dispatch};
-use crate::rows::{Attend, KeyRun, KeySource, Span};
+use super::isa::{CpuPath, Isa, Kernel, dispatch, madd};
+use super::vector::{Stored, exp};
+use crate::rows::{Attend, KeyRun, KeySource, PAGE_SIZE, Span};
 
-/// Lanes of the dot products over a head; head sizes are multiples of 8 in every family served.
-const HEAD_LANES: usize = 8;
-/// Most keys of one run, so that their scores fit on the stack; longer runs are cut.
-const MAX_RUN: usize = 64;
+/// Most keys scored at once; longer runs are cut.
+const MAX_RUN: usize = PAGE_SIZE;
 
 /// Head counts and what every span sees.
 #[derive(Debug, Clone)]
@@ -51,13 +49,13 @@ pub(crate) fn attention<T: Stored>(
     out.par_chunks_mut(plan.head_dim).enumerate().with_min_len(4).for_each(|(i, out)| {
         let (row, head) = (i / plan.heads, i % plan.heads);
         let span = &plan.spans[span_of_row[row]];
-        let last = match span.attend {
-            Attend::Causal => plan.positions[row],
+        let end = match span.attend {
+            Attend::Causal => plan.positions[row] + 1,
             Attend::Bidirectional => usize::MAX,
         };
         let query = &query[row * width + head * plan.head_dim..][..plan.head_dim];
         let kv_head = head / (plan.heads / plan.kv_heads);
-        dispatch(path, HeadRow { plan, runs: &span.keys, query, kv_head, last, kv, out });
+        dispatch(path, HeadRow { plan, runs: &span.keys, query, kv_head, end, kv, out });
     });
     out
 }
@@ -68,8 +66,8 @@ struct HeadRow<'a, T> {
     runs: &'a [KeyRun],
     query: &'a [f32],
     kv_head: usize,
-    /// Last position it may see.
-    last: usize,
+    /// It may see keys at positions below this.
+    end: usize,
     kv: KeysValues<'a, T>,
     out: &'a mut [f32],
 }
@@ -78,12 +76,10 @@ impl<T: Stored> Kernel for HeadRow<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<I: Isa>(self, isa: I) {
         let mut softmax = OnlineSoftmax { max: f32::NEG_INFINITY, sum: 0.0 };
         for run in self.runs {
-            let visible = (self.last + usize::from(self.last != usize::MAX))
-                .saturating_sub(run.position)
-                .min(run.len);
+            let visible = self.end.saturating_sub(run.position).min(run.len);
             let (keys, values, first) = match run.source {
                 KeySource::Pool { slot } => (self.kv.pool_keys, self.kv.pool_values, slot),
                 KeySource::Rows { row } => (self.kv.own_keys, self.kv.own_values, row),
@@ -92,12 +88,14 @@ impl<T: Stored> Kernel for HeadRow<'_, T> {
             while done < visible {
                 let n = (visible - done).min(MAX_RUN);
                 let part = Part { keys, values, first: first + done, n };
-                softmax.add::<T, FMA>(&part, self.plan, self.kv_head, self.query, self.out);
+                softmax.add(isa, &part, self.plan, self.kv_head, (self.query, self.out));
                 done += n;
             }
         }
         let scale = 1.0 / softmax.sum;
-        self.out.iter_mut().for_each(|x| *x *= scale);
+        for x in self.out {
+            *x *= scale;
+        }
     }
 }
 
@@ -116,53 +114,53 @@ struct OnlineSoftmax {
 
 impl OnlineSoftmax {
     #[inline(always)]
-    fn add<T: Stored, const FMA: bool>(
+    fn add<T: Stored, I: Isa>(
         &mut self,
+        isa: I,
         part: &Part<'_, T>,
         plan: &AttentionPlan,
         kv_head: usize,
-        query: &[f32],
-        out: &mut [f32],
+        (query, out): (&[f32], &mut [f32]),
     ) {
         let (dim, stride) = (plan.head_dim, plan.kv_heads * plan.head_dim);
-        let at = |i: usize| (part.first + i) * stride + kv_head * dim;
-        let scale = (dim as f32).sqrt().recip();
+        let start = part.first * stride + kv_head * dim;
+        let scale = 1.0 / (dim as f32).sqrt();
         let mut scores = [f32::NEG_INFINITY; MAX_RUN];
         let mut max = self.max;
-        for (i, score) in scores[..part.n].iter_mut().enumerate() {
-            *score = dot::<T, FMA>(query, &part.keys[at(i)..at(i) + dim]) * scale;
-            max = max.max(*score);
+        for i in 0..part.n {
+            scores[i] = dot(isa, query, &part.keys[start + i * stride..][..dim]) * scale;
+            max = if scores[i] > max { scores[i] } else { max };
         }
-        let correction = exp::<FMA>(self.max - max);
+        let correction = exp::<I>(self.max - max);
         self.max = max;
         self.sum *= correction;
-        out.iter_mut().for_each(|x| *x *= correction);
-        // In eights, so that exponentials are vectors; scores past the end are -inf and give 0.
-        for eight in scores[..part.n.next_multiple_of(8)].as_chunks_mut::<8>().0 {
-            *eight = eight.map(|s| exp::<FMA>(s - max));
+        for x in out.iter_mut() {
+            *x *= correction;
+        }
+        // All of them, so that they are vectors; scores past the end are -inf and give 0.
+        for score in &mut scores {
+            *score = exp::<I>(*score - max);
         }
         for (i, &weight) in scores[..part.n].iter().enumerate() {
             self.sum += weight;
-            for (x, value) in out.iter_mut().zip(&part.values[at(i)..at(i) + dim]) {
-                *x = madd::<FMA>(weight, value.widen(), *x);
+            let values = &part.values[start + i * stride..][..dim];
+            for (x, value) in out.iter_mut().zip(values) {
+                *x = madd::<I>(weight, value.widen(), *x);
             }
         }
     }
 }
 
 #[inline(always)]
-fn dot<T: Stored, const FMA: bool>(a: &[f32], b: &[T]) -> f32 {
-    let mut lanes = [0f32; HEAD_LANES];
-    let (a_chunks, a_tail) = a.as_chunks::<HEAD_LANES>();
-    let (b_chunks, b_tail) = b.as_chunks::<HEAD_LANES>();
-    for (a, b) in a_chunks.iter().zip(b_chunks) {
-        for lane in 0..HEAD_LANES {
-            lanes[lane] = madd::<FMA>(a[lane], b[lane].widen(), lanes[lane]);
-        }
+fn dot<T: Stored, I: Isa>(isa: I, a: &[f32], b: &[T]) -> f32 {
+    let mut acc = isa.zero();
+    let mut at = 0;
+    while at + I::LANES <= a.len() {
+        acc = isa.madd(isa.load(&a[at..]), T::load(isa, &b[at..]), acc);
+        at += I::LANES;
     }
-    for (lane, (a, b)) in a_tail.iter().zip(b_tail).enumerate() {
-        lanes[lane] = madd::<FMA>(*a, b.widen(), lanes[lane]);
+    if at < a.len() {
+        acc = isa.madd(isa.load_part(&a[at..]), T::load_part(isa, &b[at..]), acc);
     }
-    let half: [f32; 4] = std::array::from_fn(|i| lanes[i] + lanes[i + 4]);
-    (half[0] + half[2]) + (half[1] + half[3])
+    isa.sum(acc)
 }

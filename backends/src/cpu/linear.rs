@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use super::vector::{LANES, Stored, madd, sum_lanes};
-use super::{CpuPath, Kernel, dispatch};
+use super::isa::{CpuPath, Isa, Kernel, dispatch};
+use super::vector::Stored;
 
 /// Rows and outputs of one register tile.
 const ROWS: usize = 4;
@@ -40,7 +40,8 @@ impl<'a, W> Product<'a, W> {
     }
 }
 
-/// `[rows, outs]`. Each element is one dot product of 16 lanes along `k`, whatever its neighbours.
+/// `[rows, outs]`. Each element is one dot product, summed lane-wise along `k` and then over the
+/// lanes, whatever its neighbours.
 pub(crate) fn linear<W: Stored>(path: CpuPath, product: Product<'_, W>) -> Vec<f32> {
     let (rows, outs) = (product.x.len() / product.k, product.outs());
     let mut y = vec![0f32; rows * outs];
@@ -88,24 +89,25 @@ impl<W: Stored> Kernel for Tiles<'_, W> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<I: Isa>(self, isa: I) {
         let Self { product, y } = self;
         let rows = product.x.len() / product.k;
         let mut row = 0;
         while row + ROWS <= rows {
-            row_block::<W, ROWS, OUTS, FMA>(product, row, y);
+            row_block::<I, W, ROWS, OUTS>(isa, product, row, y);
             row += ROWS;
         }
         while row < rows {
             // One row has registers for twice the outputs, which hides the latency of its sums.
-            row_block::<W, 1, { 2 * OUTS }, FMA>(product, row, y);
+            row_block::<I, W, 1, { 2 * OUTS }>(isa, product, row, y);
             row += 1;
         }
     }
 }
 
 #[inline(always)]
-fn row_block<W: Stored, const R: usize, const N: usize, const FMA: bool>(
+fn row_block<I: Isa, W: Stored, const R: usize, const N: usize>(
+    isa: I,
     product: Product<'_, W>,
     row: usize,
     y: &mut [f32],
@@ -113,59 +115,63 @@ fn row_block<W: Stored, const R: usize, const N: usize, const FMA: bool>(
     let outs = product.outs();
     let mut out = 0;
     while out + N <= outs {
-        tile::<W, R, N, FMA>(product, row, out, y);
+        tile::<I, W, R, N>(isa, product, row, out, y);
         out += N;
     }
     while out < outs {
-        tile::<W, R, 1, FMA>(product, row, out, y);
+        tile::<I, W, R, 1>(isa, product, row, out, y);
         out += 1;
     }
 }
 
 #[inline(always)]
-fn tile<W: Stored, const R: usize, const N: usize, const FMA: bool>(
+fn tile<I: Isa, W: Stored, const R: usize, const N: usize>(
+    isa: I,
     product: Product<'_, W>,
     row: usize,
     out: usize,
     y: &mut [f32],
 ) {
     let (k, outs) = (product.k, product.outs());
-    let x: [&[f32]; R] = std::array::from_fn(|r| &product.x[(row + r) * k..(row + r + 1) * k]);
-    let w: [&[W]; N] = std::array::from_fn(|n| &product.w[(out + n) * k..(out + n + 1) * k]);
-    let mut acc = [[[0f32; LANES]; N]; R];
-    let full = k / LANES * LANES;
+    let mut x: [&[f32]; R] = [&[]; R];
+    for r in 0..R {
+        x[r] = &product.x[(row + r) * k..][..k];
+    }
+    let mut w: [&[W]; N] = [&[]; N];
+    for n in 0..N {
+        w[n] = &product.w[(out + n) * k..][..k];
+    }
+    let mut acc = [[isa.zero(); N]; R];
+    let mut xs = [isa.zero(); R];
     let mut at = 0;
-    while at < full {
-        let xs: [&[f32; LANES]; R] = std::array::from_fn(|r| lanes(x[r], at));
+    while at + I::LANES <= k {
+        for r in 0..R {
+            xs[r] = isa.load(&x[r][at..]);
+        }
         for n in 0..N {
-            let ws: [f32; LANES] = lanes(w[n], at).map(W::widen);
+            let ws = W::load(isa, &w[n][at..]);
             for r in 0..R {
-                for lane in 0..LANES {
-                    acc[r][n][lane] = madd::<FMA>(xs[r][lane], ws[lane], acc[r][n][lane]);
-                }
+                acc[r][n] = isa.madd(xs[r], ws, acc[r][n]);
             }
         }
-        at += LANES;
+        at += I::LANES;
+    }
+    if at < k {
+        for n in 0..N {
+            let ws = W::load_part(isa, &w[n][at..]);
+            for r in 0..R {
+                acc[r][n] = isa.madd(isa.load_part(&x[r][at..]), ws, acc[r][n]);
+            }
+        }
     }
     for r in 0..R {
         for n in 0..N {
-            for lane in 0..k - full {
-                acc[r][n][lane] =
-                    madd::<FMA>(x[r][full + lane], w[n][full + lane].widen(), acc[r][n][lane]);
-            }
-            let bias = product.bias.map_or(0.0, |b| b[out + n]);
-            y[(row + r) * outs + out + n] = sum_lanes(acc[r][n]) + bias;
+            let bias = match product.bias {
+                Some(bias) => bias[out + n],
+                None => 0.0,
+            };
+            y[(row + r) * outs + out + n] = isa.sum(acc[r][n]) + bias;
         }
-    }
-}
-
-/// The lanes of a row from `at` on.
-#[inline(always)]
-fn lanes<T>(row: &[T], at: usize) -> &[T; LANES] {
-    match row[at..].first_chunk() {
-        Some(chunk) => chunk,
-        // `at` steps by LANES below a multiple of LANES that is at most the row's length.
-        None => unreachable!("a whole chunk lies below the row's end"),
     }
 }
 

@@ -1,70 +1,76 @@
-//! Lane-wise arithmetic that the compiler turns into vector instructions.
+//! Numbers a kernel reads, and what it computes lane by lane.
 
 use burn::tensor::Element;
+use half::bf16;
 
-use super::{Kernel, active_path, dispatch};
-
-/// Lanes of one accumulator. Part of the result's definition: the lanes of a dot product are
-/// summed pairwise at its end, on every path alike.
-pub(crate) const LANES: usize = 16;
+use super::isa::{Isa, Kernel, active_path, dispatch, madd};
 
 /// A stored number that widens to f32 exactly.
 pub(crate) trait Stored: Element + bytemuck::Pod {
+    /// The first lanes of a slice at least that long.
+    fn load<I: Isa>(isa: I, from: &[Self]) -> I::V;
+    /// A shorter slice, filled up with zeros.
+    fn load_part<I: Isa>(isa: I, from: &[Self]) -> I::V;
+    /// One number.
     fn widen(self) -> f32;
 }
 
 impl Stored for f32 {
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, from: &[Self]) -> I::V {
+        isa.load(from)
+    }
+
+    #[inline(always)]
+    fn load_part<I: Isa>(isa: I, from: &[Self]) -> I::V {
+        isa.load_part(from)
+    }
+
     #[inline(always)]
     fn widen(self) -> f32 {
         self
     }
 }
 
-impl Stored for half::bf16 {
+impl Stored for bf16 {
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, from: &[Self]) -> I::V {
+        isa.load_bf16(from)
+    }
+
+    #[inline(always)]
+    fn load_part<I: Isa>(isa: I, from: &[Self]) -> I::V {
+        isa.load_bf16_part(from)
+    }
+
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 }
 
-/// `a * b + c`, fused where that is one instruction.
-#[inline(always)]
-pub(crate) fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
-    if FMA { a.mul_add(b, c) } else { a * b + c }
-}
-
-/// Pairwise sum of one accumulator.
-#[inline(always)]
-pub(crate) fn sum_lanes(lanes: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    let mut acc = lanes;
-    while width > 0 {
-        for i in 0..width {
-            acc[i] += acc[i + width];
-        }
-        width /= 2;
-    }
-    acc[0]
-}
-
 /// `exp(x)` to about one unit in the last place; 0 below -87, without branches.
 ///
-/// Cody-Waite reduction by ln 2 and a degree-6 polynomial (coefficients of the Taylor series are
-/// enough on ±ln 2 / 2).
+/// Cody-Waite reduction by ln 2 and the Taylor polynomial of degree 6, which is enough on
+/// ±ln 2 / 2.
 #[inline(always)]
-pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
+pub(crate) fn exp<I: Isa>(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     /// Adding and subtracting it rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.0, 88.0);
-    let n = madd::<FMA>(clamped, std::f32::consts::LOG2_E, ROUND) - ROUND;
-    let r = madd::<FMA>(n, -LN2_LOW, madd::<FMA>(n, -LN2_HIGH, clamped));
+    let n = madd::<I>(clamped, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let r = madd::<I>(n, -LN2_LOW, madd::<I>(n, -LN2_HIGH, clamped));
     let mut p = 1.0 / 720.0;
-    for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = madd::<FMA>(p, r, c);
-    }
-    // n is in -126..=127, so the exponent field neither overflows nor becomes subnormal.
+    p = madd::<I>(p, r, 1.0 / 120.0);
+    p = madd::<I>(p, r, 1.0 / 24.0);
+    p = madd::<I>(p, r, 1.0 / 6.0);
+    p = madd::<I>(p, r, 0.5);
+    p = madd::<I>(p, r, 1.0);
+    p = madd::<I>(p, r, 1.0);
+    // n is in -126..=127, so the exponent field neither overflows nor becomes subnormal. NaN
+    // stays NaN through `p`.
     let scale = f32::from_bits(((n as i32 + 127) as u32) << 23);
     if x < -87.0 { 0.0 } else { p * scale }
 }
@@ -92,39 +98,43 @@ pub(crate) fn softmax_sums(row: &[f32]) -> SoftmaxSums {
     dispatch(active_path(), SumsKernel(row))
 }
 
+/// Lanes of the sums.
+const SUM_LANES: usize = 16;
+
 struct SumsKernel<'a>(&'a [f32]);
 
 impl Kernel for SumsKernel<'_> {
     type Output = SoftmaxSums;
 
     #[inline(always)]
-    fn run<const FMA: bool>(self) -> SoftmaxSums {
+    fn run<I: Isa>(self, _: I) -> SoftmaxSums {
         let row = self.0;
         let max = maximum(row);
         let argmax = row.iter().position(|&x| x == max).unwrap_or(0);
         let second = maximum(&row[..argmax]).max(maximum(row.get(argmax + 1..).unwrap_or(&[])));
-        let (mut sums, mut weighted) = ([0f64; LANES], [0f64; LANES]);
-        let (chunks, tail) = row.as_chunks::<LANES>();
+        let (mut sums, mut weighted) = ([0f64; SUM_LANES], [0f64; SUM_LANES]);
+        let (chunks, tail) = row.as_chunks::<SUM_LANES>();
         for chunk in chunks {
-            add_exponentials::<FMA>(chunk, max, &mut sums, &mut weighted);
+            add_exponentials::<I>(chunk, max, &mut sums, &mut weighted);
         }
-        let mut last = [f32::NEG_INFINITY; LANES];
+        let mut last = [f32::NEG_INFINITY; SUM_LANES];
         last[..tail.len()].copy_from_slice(tail);
-        add_exponentials::<FMA>(&last, max, &mut sums, &mut weighted);
-        SoftmaxSums { argmax, max, second, sum: sums.iter().sum(), weighted: weighted.iter().sum() }
+        add_exponentials::<I>(&last, max, &mut sums, &mut weighted);
+        let (sum, weighted) = (sums.iter().sum(), weighted.iter().sum());
+        SoftmaxSums { argmax, max, second, sum, weighted }
     }
 }
 
 #[inline(always)]
-fn add_exponentials<const FMA: bool>(
-    chunk: &[f32; LANES],
+fn add_exponentials<I: Isa>(
+    chunk: &[f32; SUM_LANES],
     max: f32,
-    sums: &mut [f64; LANES],
-    weighted: &mut [f64; LANES],
+    sums: &mut [f64; SUM_LANES],
+    weighted: &mut [f64; SUM_LANES],
 ) {
-    for lane in 0..LANES {
+    for lane in 0..SUM_LANES {
         let shifted = chunk[lane] - max;
-        let e = exp::<FMA>(shifted);
+        let e = exp::<I>(shifted);
         sums[lane] += f64::from(e);
         // `0 * -inf` would be NaN; `exp` is 0 exactly where clamping changes nothing.
         weighted[lane] += f64::from(e) * f64::from(shifted.max(-88.0));
@@ -133,10 +143,10 @@ fn add_exponentials<const FMA: bool>(
 
 #[inline(always)]
 fn maximum(row: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (chunks, tail) = row.as_chunks::<LANES>();
+    let mut lanes = [f32::NEG_INFINITY; SUM_LANES];
+    let (chunks, tail) = row.as_chunks::<SUM_LANES>();
     for chunk in chunks {
-        for lane in 0..LANES {
+        for lane in 0..SUM_LANES {
             // Not `f32::max`: this form is one instruction, and a NaN shows up in the sums.
             lanes[lane] = if chunk[lane] > lanes[lane] { chunk[lane] } else { lanes[lane] };
         }
@@ -153,8 +163,8 @@ mod tests {
     impl Kernel for Exp {
         type Output = f32;
         #[inline(always)]
-        fn run<const FMA: bool>(self) -> f32 {
-            exp::<FMA>(self.0)
+        fn run<I: Isa>(self, _: I) -> f32 {
+            exp::<I>(self.0)
         }
     }
 

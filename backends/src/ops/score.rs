@@ -187,7 +187,9 @@ fn score_row(values: &[f32], vocab: usize, params: &RowParams) -> RowScore {
         Draw::Gumbel { seed, position, step } => {
             gumbel(&biased, &filtered, params.filters.temperature, (seed, position, step))
         }
-        Draw::Categorical { seed, position, step } => categorical(&filtered, (seed, position, step)),
+        Draw::Categorical { seed, position, step } => {
+            categorical(&filtered, (seed, position, step))
+        }
     };
     let logprob = |id: usize| f64::from(raw[id] - raw_sums.max) - raw_sums.sum.ln();
     RowScore {

@@ -39,7 +39,9 @@ impl FromStr for Preset {
             "reference" => Ok(Self::Reference),
             "exact" => Ok(Self::Exact),
             "fast" => Ok(Self::Fast),
-            "turbo" => Err("preset 'turbo' is not available in this version; use 'fast'".to_owned()),
+            "turbo" => {
+                Err("preset 'turbo' is not available in this version; use 'fast'".to_owned())
+            }
             other => {
                 let shown: String = other.chars().take(64).collect();
                 Err(format!("unknown preset '{shown}', expected {}", Self::NAMES.join(", ")))
