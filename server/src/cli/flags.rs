@@ -1,0 +1,131 @@
+//! Flags that commands share.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use dfastllm_backends::{DTypeChoice, DeviceSpec, configure_threads, physical_cores};
+use dfastllm_engine::decoding::Preset;
+use dfastllm_models::{BUILTIN_MODELS, ChatTemplate, ModelFiles, builtin_files};
+
+use super::Failure;
+use crate::ServeOptions;
+
+/// Which model, where, and how large.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ModelArgs {
+    /// Folder, or builtin:tiny-phi, builtin:tiny-llada, builtin:tiny-dream
+    #[arg(long, short, env = "DFASTLLM_MODEL", default_value = "builtin:tiny-llada")]
+    pub(crate) model: String,
+
+    /// auto, cpu, ndarray, cuda[:n], vulkan[:n], metal, wgpu[:n]
+    #[arg(long, env = "DFASTLLM_DEVICE", default_value = "auto")]
+    pub(crate) device: DeviceSpec,
+
+    /// auto (the checkpoint's), f32, bf16, f16
+    #[arg(long, env = "DFASTLLM_DTYPE", default_value = "auto")]
+    pub(crate) dtype: DTypeChoice,
+
+    /// Longest sequence in tokens [default: the checkpoint's]
+    #[arg(long, env = "DFASTLLM_MAX_MODEL_LEN")]
+    pub(crate) max_model_len: Option<usize>,
+
+    /// Token rows of one forward pass
+    #[arg(long, env = "DFASTLLM_MAX_NUM_BATCHED_TOKENS", default_value_t = 2048)]
+    pub(crate) max_num_batched_tokens: usize,
+
+    /// Positions the key/value cache holds [default: from memory]
+    #[arg(long, env = "DFASTLLM_KV_CACHE_TOKENS")]
+    pub(crate) kv_cache_tokens: Option<usize>,
+
+    /// CPU threads [default: physical cores]
+    #[arg(long, env = "DFASTLLM_THREADS")]
+    pub(crate) threads: Option<usize>,
+
+    /// Decoding of diffusion models: reference, exact, fast
+    #[arg(long, env = "DFASTLLM_PRESET", default_value_t = Preset::Fast)]
+    pub(crate) preset: Preset,
+
+    /// Seed of requests that bring none [default: from entropy]
+    #[arg(long, env = "DFASTLLM_SEED")]
+    pub(crate) seed: Option<u64>,
+
+    /// A Jinja file instead of the checkpoint's chat template
+    #[arg(long, env = "DFASTLLM_CHAT_TEMPLATE")]
+    pub(crate) chat_template: Option<PathBuf>,
+
+    /// TOML file whose keys are flags
+    #[arg(long, env = "DFASTLLM_CONFIG")]
+    #[expect(dead_code, reason = "read before the flags are parsed; listed here for help")]
+    config: Option<PathBuf>,
+}
+
+/// Sizes that only the server chooses.
+#[derive(Debug, Clone)]
+pub(crate) struct Seats {
+    pub(crate) names: Vec<String>,
+    pub(crate) max_num_seqs: usize,
+    pub(crate) max_queue: usize,
+    pub(crate) request_timeout: Duration,
+}
+
+impl ModelArgs {
+    /// Checks the flags and starts the CPU threads.
+    pub(crate) fn options(&self, seats: Seats) -> Result<ServeOptions, Failure> {
+        for (flag, value) in [
+            ("--max-num-seqs", seats.max_num_seqs),
+            ("--max-queue", seats.max_queue),
+            ("--max-num-batched-tokens", self.max_num_batched_tokens),
+        ] {
+            if !(1..=1_000_000).contains(&value) {
+                return Err(Failure::usage(format!("{flag} is {value}, expected 1 to 1000000")));
+            }
+        }
+        let threads = self.threads.unwrap_or_else(physical_cores);
+        if !(1..=1024).contains(&threads) {
+            return Err(Failure::usage(format!("--threads is {threads}, expected 1 to 1024")));
+        }
+        configure_threads(threads).map_err(|e| Failure::failed(e.to_string()))?;
+        Ok(ServeOptions {
+            files: model_files(&self.model)?,
+            names: seats.names,
+            device: self.device,
+            dtype: self.dtype,
+            max_model_len: self.max_model_len,
+            max_num_seqs: seats.max_num_seqs,
+            max_num_batched_tokens: self.max_num_batched_tokens,
+            kv_cache_tokens: self.kv_cache_tokens,
+            max_queue: seats.max_queue,
+            request_timeout: seats.request_timeout,
+            preset: self.preset,
+            seed: self.seed,
+        })
+    }
+
+    /// The template of `--chat-template`.
+    pub(crate) fn template(&self) -> Result<Option<ChatTemplate>, Failure> {
+        let Some(path) = &self.chat_template else { return Ok(None) };
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+        ChatTemplate::new(&text, serde_json::Map::new())
+            .map(Some)
+            .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
+    }
+}
+
+fn model_files(model: &str) -> Result<ModelFiles, Failure> {
+    if let Some(name) = model.strip_prefix("builtin:") {
+        return builtin_files(name).ok_or_else(|| {
+            let known: Vec<String> =
+                BUILTIN_MODELS.iter().map(|n| format!("builtin:{n}")).collect();
+            Failure::usage(format!("--model {model}: expected one of {}", known.join(", ")))
+        });
+    }
+    let path = PathBuf::from(model);
+    if path.is_dir() {
+        return Ok(ModelFiles::Folder(path));
+    }
+    Err(Failure::failed(format!(
+        "--model {model}: no such folder; give a folder with config.json or a builtin: model"
+    )))
+}

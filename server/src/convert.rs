@@ -1,0 +1,283 @@
+//! Wire types to valid engine requests. Every unknown or unsupported field is answered.
+
+use dfastllm_engine::{RequestParams, Sampling};
+use rand::TryRng;
+use serde_json::{Map, Value};
+
+use crate::diffusion::{DiffusionFields, collect_aliases};
+use crate::openai::types::Common;
+use crate::{ApiError, ServedModel};
+
+const MAX_CHOICES: u64 = 128;
+const MAX_STOPS: usize = 4;
+const MAX_STOP_BYTES: usize = 1024;
+/// Answer length of a chat request to a model that denoises, unless it says otherwise.
+const DIFFUSION_CHAT_TOKENS: usize = 256;
+/// OpenAI's default of `/v1/completions`.
+const COMPLETION_TOKENS: usize = 16;
+
+/// Fields that OpenAI's clients send for bookkeeping; they change nothing in an answer.
+const IGNORED: [&str; 13] = [
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "prompt_cache_options",
+    "parallel_tool_calls",
+    "verbosity",
+    "moderation",
+    "prediction",
+    "reasoning_effort",
+];
+
+/// Which endpoint a request came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Endpoint {
+    Completions,
+    Chat,
+}
+
+/// What of a request concerns its answer, not the engine.
+#[derive(Debug, Clone)]
+pub(crate) struct AnswerOptions {
+    pub(crate) n: usize,
+    pub(crate) stops: Vec<String>,
+    pub(crate) skip_special_tokens: bool,
+    pub(crate) return_token_ids: bool,
+    pub(crate) trace: bool,
+    pub(crate) stream: bool,
+    pub(crate) include_usage: bool,
+    pub(crate) continuous_usage: bool,
+}
+
+/// Checks that the model asked for is the one in service.
+pub(crate) fn check_model(model: Option<&str>, served: &ServedModel) -> Result<(), ApiError> {
+    match model {
+        Some(name) if served.names.iter().any(|n| n == name) => Ok(()),
+        Some(name) => {
+            Err(ApiError::ModelNotFound { name: name.to_owned(), available: served.names.clone() })
+        }
+        None => Err(ApiError::invalid("model", "model is missing")),
+    }
+}
+
+/// Settles a request's options. The prompt is filled in later, one per choice.
+pub(crate) fn convert(
+    mut common: Common,
+    max_tokens: Option<Value>,
+    longest_prompt: usize,
+    endpoint: Endpoint,
+    served: &ServedModel,
+) -> Result<(RequestParams, AnswerOptions), ApiError> {
+    let mut given = common.diffusion.take().unwrap_or_default();
+    collect_aliases(&mut common.rest, &mut given);
+    if let Some(length) = common.gen_length.take().filter(|v| !v.is_null()) {
+        given.insert("gen_length".to_owned(), length);
+    }
+    let fields = DiffusionFields::new(given)?;
+    refuse_rest(&common.rest)?;
+    let max_tokens = max_tokens_of(&common, max_tokens, &fields)?;
+    let max_tokens = max_tokens.unwrap_or_else(|| default_tokens(endpoint, longest_prompt, served));
+    let decoding = match served.limits.reference {
+        Some(published) => Some(fields.config(served.preset, published, max_tokens)?),
+        None => {
+            if let Some(field) = fields.first() {
+                let message =
+                    format!("{field} is for diffusion models; this one is autoregressive");
+                return Err(ApiError::unsupported(&format!("diffusion.{field}"), message));
+            }
+            None
+        }
+    };
+    let trace = fields.trace()?;
+    let params = RequestParams {
+        prompt: Vec::new(),
+        max_tokens,
+        min_tokens: whole("min_tokens", common.min_tokens.as_ref())?.unwrap_or(0),
+        ignore_eos: common.ignore_eos.unwrap_or(false),
+        stop_token_ids: stop_token_ids(&common)?,
+        sampling: sampling(&common, served)?,
+        decoding,
+        seed: seed(&common, served)?,
+        priority: common.priority.unwrap_or(0),
+        timeout: served.request_timeout,
+        trace,
+    };
+    Ok((params, answer_options(&common, trace)?))
+}
+
+fn answer_options(common: &Common, trace: bool) -> Result<AnswerOptions, ApiError> {
+    let n = match &common.n {
+        None | Some(Value::Null) => 1,
+        Some(value) => match value.as_u64() {
+            Some(n @ 1..=MAX_CHOICES) => n as usize,
+            _ => return Err(wrong("n", value, &format!("1 to {MAX_CHOICES}"))),
+        },
+    };
+    let stream_options = common.stream_options.unwrap_or_default();
+    Ok(AnswerOptions {
+        n,
+        stops: stops(common.stop.as_ref())?,
+        skip_special_tokens: common.skip_special_tokens.unwrap_or(true),
+        return_token_ids: common.return_token_ids.unwrap_or(false),
+        trace,
+        stream: common.stream.unwrap_or(false),
+        include_usage: stream_options.include_usage.unwrap_or(false),
+        continuous_usage: stream_options.continuous_usage_stats.unwrap_or(false),
+    })
+}
+
+/// Refuses fields that nothing here honours, unless their value asks for nothing.
+fn refuse_rest(rest: &Map<String, Value>) -> Result<(), ApiError> {
+    for (name, value) in rest {
+        if value.is_null() || IGNORED.contains(&name.as_str()) || asks_for_nothing(name, value) {
+            continue;
+        }
+        let shown: String = name.chars().take(64).collect();
+        let message = format!("'{shown}' is not supported by this server");
+        return Err(ApiError::unsupported(&shown, message));
+    }
+    Ok(())
+}
+
+fn asks_for_nothing(name: &str, value: &Value) -> bool {
+    match name {
+        "presence_penalty" | "frequency_penalty" => value.as_f64() == Some(0.0),
+        "repetition_penalty" => value.as_f64() == Some(1.0),
+        "best_of" => value.as_u64() == Some(1),
+        "echo" | "logprobs" => *value == Value::Bool(false),
+        "top_logprobs" => value.as_u64() == Some(0),
+        "suffix" => value.as_str() == Some(""),
+        "tools" | "functions" => value.as_array().is_some_and(Vec::is_empty),
+        "tool_choice" | "function_call" => value.as_str() == Some("none"),
+        "response_format" => value["type"] == "text",
+        "modalities" => *value == serde_json::json!(["text"]),
+        _ => false,
+    }
+}
+
+fn max_tokens_of(
+    common: &Common,
+    endpoint_field: Option<Value>,
+    fields: &DiffusionFields,
+) -> Result<Option<usize>, ApiError> {
+    let mut found: Option<(&str, usize)> = None;
+    for (name, value) in [
+        ("max_tokens", common.max_tokens.as_ref()),
+        ("max_completion_tokens", endpoint_field.as_ref()),
+        ("gen_length", fields.max_tokens()),
+    ] {
+        let Some(tokens) = whole(name, value)? else { continue };
+        match found {
+            Some((other, n)) if n != tokens => {
+                let message = format!("{name} is {tokens}, but {other} is {n}");
+                return Err(ApiError::invalid(name, message));
+            }
+            _ => found = Some((name, tokens)),
+        }
+    }
+    Ok(found.map(|(_, tokens)| tokens))
+}
+
+fn default_tokens(endpoint: Endpoint, prompt: usize, served: &ServedModel) -> usize {
+    let rest = served.limits.max_model_len.saturating_sub(prompt);
+    match (endpoint, served.limits.mask_id) {
+        (Endpoint::Completions, _) => COMPLETION_TOKENS,
+        (Endpoint::Chat, None) => rest.max(1),
+        (Endpoint::Chat, Some(_)) => DIFFUSION_CHAT_TOKENS.min(rest).max(1),
+    }
+}
+
+fn sampling(common: &Common, served: &ServedModel) -> Result<Sampling, ApiError> {
+    let defaults = &served.generation;
+    let neutral = if served.limits.mask_id.is_some() { 0.0 } else { 1.0 };
+    let top_k = match &common.top_k {
+        None | Some(Value::Null) => defaults.top_k.filter(|&k| k > 0),
+        Some(value) => match value.as_i64() {
+            Some(0 | -1) => None,
+            Some(k) if k > 0 => usize::try_from(k).ok(),
+            _ => return Err(wrong("top_k", value, "-1, 0 or a positive whole number")),
+        },
+    };
+    let logit_bias = common.logit_bias.iter().flatten().map(bias).collect::<Result<_, _>>()?;
+    Ok(Sampling {
+        temperature: common.temperature.or(defaults.temperature).unwrap_or(neutral),
+        top_k,
+        top_p: common.top_p.or(defaults.top_p).filter(|&p| p != 1.0),
+        min_p: common.min_p.filter(|&p| p != 0.0),
+        logit_bias,
+        top_logprobs: 0,
+    })
+}
+
+fn bias((id, value): (&String, &Value)) -> Result<(u32, f32), ApiError> {
+    match (id.parse(), value.as_f64()) {
+        (Ok(id), Some(bias)) => Ok((id, bias as f32)),
+        _ => {
+            let id: String = id.chars().take(64).collect();
+            let message = format!("logit_bias['{id}'] has to map a token id to a number");
+            Err(ApiError::invalid("logit_bias", message))
+        }
+    }
+}
+
+fn stop_token_ids(common: &Common) -> Result<Vec<u32>, ApiError> {
+    let id = |value: &Value| match value.as_u64().and_then(|id| u32::try_from(id).ok()) {
+        Some(id) => Ok(id),
+        None => Err(wrong("stop_token_ids", value, "token ids")),
+    };
+    common.stop_token_ids.iter().flatten().map(id).collect()
+}
+
+fn stops(stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
+    let stops = match stop {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::String(text)) => vec![text.clone()],
+        Some(value) => serde_json::from_value(value.clone())
+            .map_err(|_| wrong("stop", value, "a string or a list of strings"))?,
+    };
+    if stops.len() > MAX_STOPS {
+        let message = format!("stop has {} strings, at most {MAX_STOPS}", stops.len());
+        return Err(ApiError::invalid("stop", message));
+    }
+    if let Some(bad) = stops.iter().find(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
+        let message =
+            format!("a stop string has {} bytes, expected 1 to {MAX_STOP_BYTES}", bad.len());
+        return Err(ApiError::invalid("stop", message));
+    }
+    Ok(stops)
+}
+
+/// The request's seed, else the server's, else one from entropy.
+fn seed(common: &Common, served: &ServedModel) -> Result<u64, ApiError> {
+    match &common.seed {
+        None | Some(Value::Null) => Ok(served.seed.unwrap_or_else(entropy)),
+        Some(value) => match value.as_i64() {
+            Some(seed) => Ok(seed.cast_unsigned()),
+            None => Err(wrong("seed", value, "a 64-bit integer")),
+        },
+    }
+}
+
+fn entropy() -> u64 {
+    // Without an entropy source a fixed seed still gives a valid answer.
+    rand::rngs::SysRng.try_next_u64().unwrap_or(0)
+}
+
+fn whole(name: &str, value: Option<&Value>) -> Result<Option<usize>, ApiError> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
+            Some(n) => Ok(Some(n)),
+            None => Err(wrong(name, value, "a whole number of at least 0")),
+        },
+    }
+}
+
+fn wrong(param: &str, found: &Value, expected: &str) -> ApiError {
+    let found: String = found.to_string().chars().take(64).collect();
+    ApiError::invalid(param, format!("{param} is {found}, expected {expected}"))
+}

@@ -1,0 +1,192 @@
+//! Choices of one HTTP request on the engine: submitted together, their events merged.
+
+use std::pin::Pin;
+use std::time::Instant;
+
+use dfastllm_engine::{
+    EngineError, Event, FinishReason, GenerationRequest, RequestParams, Running, TextAssembler,
+    TraceStep, Usage,
+};
+use dfastllm_models::{SpecialTokens, Tokenizer};
+use futures_util::stream::{SelectAll, Stream, StreamExt, select_all};
+
+use crate::convert::AnswerOptions;
+use crate::metrics::{Outcome, Times};
+use crate::{ApiError, AppState, ServedModel};
+
+/// What became certain about one choice.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Update {
+    /// Which choice.
+    pub(crate) index: usize,
+    /// New text.
+    pub(crate) text: String,
+    /// New token ids, the end token included.
+    pub(crate) token_ids: Vec<u32>,
+    /// Why it ended, if it did.
+    pub(crate) finish: Option<FinishReason>,
+}
+
+type Events = Pin<Box<dyn Stream<Item = (usize, Event)> + Send>>;
+
+/// The running choices of a request. Dropping it cancels them.
+pub(crate) struct Choices {
+    state: AppState,
+    events: SelectAll<Events>,
+    choices: Vec<Choice>,
+    open: usize,
+}
+
+struct Choice {
+    assembler: TextAssembler,
+    usage: Usage,
+    trace: Vec<TraceStep>,
+    started: Instant,
+    first_token: Option<Instant>,
+    done: bool,
+}
+
+impl Choices {
+    /// Submits every prompt `n` times; choice `i` draws with seed + `i`.
+    pub(crate) fn submit(
+        state: &AppState,
+        served: &ServedModel,
+        prompts: Vec<Vec<u32>>,
+        params: &RequestParams,
+        options: &AnswerOptions,
+    ) -> Result<Self, ApiError> {
+        let mut requests = Vec::new();
+        for prompt in &prompts {
+            for choice in 0..options.n as u64 {
+                let seed = params.seed.wrapping_add(choice);
+                let params = RequestParams { prompt: prompt.clone(), seed, ..params.clone() };
+                requests.push((prompt.len(), GenerationRequest::new(params, &served.limits)?));
+            }
+        }
+        let (mut choices, mut events) = (Vec::new(), Vec::new());
+        for (index, (prompt_tokens, request)) in requests.into_iter().enumerate() {
+            let Running { events: receiver } = served.engine.submit(request)?;
+            let stream = receiver.into_stream().map(move |event| (index, event));
+            events.push(Box::pin(stream) as Events);
+            choices.push(Choice::new(&served.tokenizer, options, prompt_tokens));
+            state.metrics().received(prompt_tokens);
+        }
+        let open = choices.len();
+        Ok(Self { state: state.clone(), events: select_all(events), choices, open })
+    }
+
+    /// The next update, or `None` when every choice has ended.
+    ///
+    /// # Errors
+    /// The engine's, for the choice it concerns; the request is over then.
+    pub(crate) async fn next(&mut self) -> Result<Option<Update>, EngineError> {
+        while self.open > 0 {
+            let Some((index, event)) = self.events.next().await else {
+                // The engine thread is gone without a word.
+                return Err(EngineError::Stopped);
+            };
+            let choice = &mut self.choices[index];
+            if choice.done {
+                continue;
+            }
+            let update = choice.take(index, event)?;
+            if let Some(reason) = update.finish {
+                choice.end(&self.state, Outcome::Finished(reason));
+                self.open -= 1;
+            }
+            return Ok(Some(update));
+        }
+        Ok(None)
+    }
+
+    /// What all choices took; a prompt counts once however many choices it has.
+    pub(crate) fn usage(&self, n: usize) -> Usage {
+        let prompts = self.choices.iter().step_by(n.max(1));
+        Usage {
+            prompt_tokens: prompts.map(|c| c.usage.prompt_tokens).sum(),
+            completion_tokens: self.choices.iter().map(|c| c.usage.completion_tokens).sum(),
+            forwards: self.choices.iter().map(|c| c.usage.forwards).sum(),
+        }
+    }
+
+    /// Commits of a finished choice, step by step.
+    pub(crate) fn take_trace(&mut self, index: usize) -> Vec<TraceStep> {
+        std::mem::take(&mut self.choices[index].trace)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.choices.len()
+    }
+
+    /// Counts what is still running as failed.
+    pub(crate) fn fail(&mut self) {
+        for choice in &mut self.choices {
+            choice.end(&self.state, Outcome::Failed);
+        }
+    }
+}
+
+impl Drop for Choices {
+    fn drop(&mut self) {
+        for choice in &mut self.choices {
+            choice.end(&self.state, Outcome::Aborted);
+        }
+    }
+}
+
+impl Choice {
+    fn new(tokenizer: &Tokenizer, options: &AnswerOptions, prompt_tokens: usize) -> Self {
+        let special = match options.skip_special_tokens {
+            true => SpecialTokens::Skip,
+            false => SpecialTokens::Include,
+        };
+        Self {
+            assembler: TextAssembler::new(tokenizer.stream(special), options.stops.clone()),
+            usage: Usage { prompt_tokens, ..Usage::default() },
+            trace: Vec::new(),
+            started: Instant::now(),
+            first_token: None,
+            done: false,
+        }
+    }
+
+    fn take(&mut self, index: usize, event: Event) -> Result<Update, EngineError> {
+        let mut update = Update { index, text: String::new(), token_ids: Vec::new(), finish: None };
+        match event {
+            Event::Settled { tokens, forwards } => {
+                self.first_token.get_or_insert_with(Instant::now);
+                self.usage.forwards = forwards;
+                for token in &tokens {
+                    update.text.push_str(&self.assembler.push(token));
+                    update.token_ids.push(token.id);
+                    self.usage.completion_tokens += 1;
+                    if self.assembler.is_stopped() {
+                        update.finish = Some(FinishReason::Stop);
+                        break;
+                    }
+                }
+            }
+            Event::Finished { reason, usage, trace } => {
+                update.text = self.assembler.finish();
+                // A stop string may be complete only with the characters that were held back.
+                let stopped = self.assembler.is_stopped();
+                update.finish = Some(if stopped { FinishReason::Stop } else { reason });
+                self.usage.forwards = usage.forwards;
+                self.trace = trace;
+            }
+            Event::Failed(error) => return Err(error),
+        }
+        Ok(update)
+    }
+
+    fn end(&mut self, state: &AppState, outcome: Outcome) {
+        if std::mem::replace(&mut self.done, true) {
+            return;
+        }
+        let times = Times {
+            total: self.started.elapsed(),
+            first_token: self.first_token.map(|at| at - self.started),
+        };
+        state.metrics().ended(outcome, self.usage, times);
+    }
+}

@@ -1,0 +1,7 @@
+//! OpenAI's wire types and endpoints.
+
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod models;
+pub(crate) mod respond;
+pub(crate) mod types;

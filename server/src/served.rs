@@ -1,0 +1,153 @@
+//! A loaded model behind an engine, with what requests need around it.
+
+use std::time::Duration;
+
+use dfastllm_backends::{DTypeChoice, DeviceProvider, DeviceSpec, OpenDevice, open_device};
+use dfastllm_engine::decoding::Preset;
+use dfastllm_engine::{Engine, EngineConfig, EngineHandle, ModelLimits};
+use dfastllm_models::{ChatTemplate, GenerationDefaults, LoadedModel, ModelFiles, Tokenizer, load};
+
+/// How a model is loaded and served.
+#[derive(Debug, Clone)]
+pub struct ServeOptions {
+    /// The checkpoint.
+    pub files: ModelFiles,
+    /// Names clients may use; the first is the name in answers.
+    pub names: Vec<String>,
+    /// Where it runs.
+    pub device: DeviceSpec,
+    /// Float type of the weights.
+    pub dtype: DTypeChoice,
+    /// Longest sequence; the checkpoint's own if not given.
+    pub max_model_len: Option<usize>,
+    /// Requests decoded at the same time.
+    pub max_num_seqs: usize,
+    /// Token rows of one pass.
+    pub max_num_batched_tokens: usize,
+    /// Positions of the key/value pool; from memory if not given.
+    pub kv_cache_tokens: Option<usize>,
+    /// Requests that may wait.
+    pub max_queue: usize,
+    /// Time from arrival after which a request fails.
+    pub request_timeout: Duration,
+    /// Decoding of requests to a model that denoises, unless they say otherwise.
+    pub preset: Preset,
+    /// Seed of requests that bring none; from entropy if not given.
+    pub seed: Option<u64>,
+}
+
+/// What requests need to know about the model in service.
+#[derive(Debug)]
+pub struct ServedModel {
+    /// Names clients may use; the first is the name in answers.
+    pub names: Vec<String>,
+    /// `model_type` of the checkpoint.
+    pub family: &'static str,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Its chat template.
+    pub chat: Option<ChatTemplate>,
+    /// What requests are checked against.
+    pub limits: ModelLimits,
+    /// Sampling defaults of the checkpoint.
+    pub generation: GenerationDefaults,
+    /// The device it runs on.
+    pub device: OpenDevice,
+    /// Float type of the weights, for people.
+    pub dtype: String,
+    /// Where requests go.
+    pub engine: EngineHandle,
+    /// Decoding unless a request says otherwise.
+    pub preset: Preset,
+    /// Time a request has.
+    pub request_timeout: Duration,
+    /// Seed of requests that bring none.
+    pub seed: Option<u64>,
+}
+
+impl ServedModel {
+    /// Opens the device, loads the checkpoint and starts an engine. Takes as long as that takes.
+    ///
+    /// # Errors
+    /// One line naming what could not be opened or read.
+    pub fn start(
+        options: &ServeOptions,
+        providers: &[Box<dyn DeviceProvider>],
+    ) -> Result<(Self, Engine), String> {
+        let device = open_device(options.device, providers).map_err(|e| e.to_string())?;
+        let loaded = load(&options.files, &device, options.dtype).map_err(|e| e.to_string())?;
+        let own = loaded.model.shape().max_positions;
+        let max_model_len = options.max_model_len.unwrap_or(own);
+        if max_model_len == 0 || max_model_len > own {
+            return Err(format!(
+                "--max-model-len is {max_model_len}, the checkpoint supports 1 to {own}"
+            ));
+        }
+        let config = EngineConfig {
+            max_num_seqs: options.max_num_seqs,
+            max_num_batched_tokens: options.max_num_batched_tokens,
+            max_queue: options.max_queue,
+            kv_cache_tokens: kv_cache_tokens(options, &loaded, &device, max_model_len)?,
+        };
+        let limits = ModelLimits::new(&loaded, max_model_len);
+        let kv_dtype = loaded.precision.kv;
+        let engine = Engine::start(loaded.model, kv_dtype, &device.device, config)
+            .map_err(|e| format!("cannot start the engine thread: {e}"))?;
+        let served = Self {
+            names: options.names.clone(),
+            family: loaded.family,
+            tokenizer: loaded.tokenizer,
+            chat: loaded.chat,
+            limits,
+            generation: loaded.generation,
+            dtype: format!("{:?}", loaded.precision.weights).to_lowercase(),
+            engine: engine.handle(),
+            device,
+            preset: options.preset,
+            request_timeout: options.request_timeout,
+            seed: options.seed,
+        };
+        Ok((served, engine))
+    }
+
+    /// The name in answers.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.names.first().map_or("", String::as_str)
+    }
+
+    /// A template given by the user instead of the checkpoint's.
+    #[must_use]
+    pub fn with_chat_template(self, chat: Option<ChatTemplate>) -> Self {
+        let chat = chat.or(self.chat);
+        Self { chat, ..self }
+    }
+}
+
+/// Positions of the pool: what was asked for, else every seat at full length, within a quarter of
+/// the free memory. Models that denoise exactly keep none.
+fn kv_cache_tokens(
+    options: &ServeOptions,
+    loaded: &LoadedModel,
+    device: &OpenDevice,
+    max_model_len: usize,
+) -> Result<usize, String> {
+    if loaded.special.mask_id.is_some() {
+        return Ok(0);
+    }
+    let shape = loaded.model.shape();
+    let bytes_each = shape.kv_shape(1, 1).bytes(loaded.precision.kv).max(1);
+    let affordable = device.info.free_memory_bytes.map(|free| free / 4 / bytes_each);
+    let affordable = usize::try_from(affordable.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+    let tokens = match options.kv_cache_tokens {
+        Some(tokens) => tokens,
+        None => options.max_num_seqs.saturating_mul(max_model_len).min(affordable),
+    };
+    if tokens < max_model_len {
+        return Err(format!(
+            "the key/value cache holds {tokens} tokens, less than one sequence of {max_model_len}: \
+             set --max-model-len or --kv-cache-tokens"
+        ));
+    }
+    Ok(tokens)
+}
