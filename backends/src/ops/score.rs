@@ -272,7 +272,9 @@ pub fn portable_scores(logits: Tensor<2>) -> Vec<RowScore> {
     let weighted = (exponentials * shifted.clamp_min(-88.0)).sum_dim(1);
     let [best, sums, weighted] =
         [best, sums, weighted].map(|t| t.into_data().iter::<f64>().collect::<Vec<_>>());
-    let ids: Vec<u32> = ids.into_data().iter::<u32>().collect();
+    // CubeCL devices give -1 for a place no finite logit takes.
+    let ids: Vec<u32> =
+        ids.into_data().iter::<i64>().map(|id| u32::try_from(id).unwrap_or(0)).collect();
     let width = best.len() / sums.len();
     (0..sums.len())
         .map(|row| {

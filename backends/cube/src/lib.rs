@@ -1,0 +1,12 @@
+//! GPU devices through CubeCL: CUDA, Vulkan, Metal and WebGPU.
+//!
+//! [`CubeProvider`] is all there is to name: it lists and opens the devices of the cargo features
+//! it was built with. Without a feature it knows none and this package compiles no GPU code.
+//! Nothing here computes: models use `dfastllm_backends::ops`, whose portable defaults run on
+//! every device opened here.
+
+#[cfg(feature = "cube")]
+mod hardware;
+mod provider;
+
+pub use provider::CubeProvider;
