@@ -5,6 +5,10 @@ use std::process::ExitCode;
 use dfastllm_backends::{CpuProvider, DeviceProvider};
 
 fn main() -> ExitCode {
-    let providers: Vec<Box<dyn DeviceProvider>> = vec![Box::new(CpuProvider)];
+    let providers: Vec<Box<dyn DeviceProvider>> = vec![
+        #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal", feature = "wgpu"))]
+        Box::new(dfastllm_cube::CubeProvider),
+        Box::new(CpuProvider),
+    ];
     dfastllm_server::cli::run(std::env::args_os(), providers)
 }

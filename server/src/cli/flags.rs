@@ -56,8 +56,8 @@ pub(crate) struct ModelArgs {
 
     /// TOML file whose keys are flags
     #[arg(long, env = "DFASTLLM_CONFIG")]
-    #[expect(dead_code, reason = "read before the flags are parsed; listed here for help")]
-    config: Option<PathBuf>,
+    // Read before the flags are parsed (`config_file.rs`); it stands here for `--help`.
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// Sizes that only the server chooses.

@@ -13,13 +13,14 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use dfastllm_backends::DeviceProvider;
 use tracing_subscriber::EnvFilter;
 
 /// Serves Phi, LLaDA and Dream language models over the OpenAI API.
 #[derive(Debug, Parser)]
-#[command(name = "dfastllm", version, about, arg_required_else_help = true)]
+#[command(name = "dfastllm", version, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -85,7 +86,8 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Cli, Vec<String>),
     let (args, warnings) = legacy::translate(args.into_iter().collect());
     let command = config_file::apply(Cli::command(), &args)?;
     let matches = command.try_get_matches_from(args).map_err(|error| {
-        if error.use_stderr() {
+        let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+        if error.use_stderr() && !is_help {
             let text = error.to_string();
             let first = text.lines().find(|l| !l.is_empty()).unwrap_or("wrong arguments");
             let detail = text.lines().nth(1).map(str::trim).filter(|l| l.starts_with("--"));
