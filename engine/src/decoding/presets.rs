@@ -69,6 +69,8 @@ pub fn preset(preset: Preset, published: ReferenceLoop, length: usize) -> Decodi
             region: Region::Blocks(FAST_BLOCK),
             score: Score::Probability,
             quota: Quota::Threshold(FAST_THRESHOLD),
+            // Filters can leave one token, whose probability is then 1 however unsure the model is.
+            confidence_of: ConfidenceOf::Raw,
             stop: Stop::EndInSettledPrefix,
             idle: IdleSteps::Skip,
             ..reference

@@ -1,0 +1,154 @@
+//! A server on a real socket, and what clients do with it.
+
+use std::time::Duration;
+
+use dfastllm_backends::{CpuProvider, DTypeChoice, DeviceProvider, DeviceSpec};
+use dfastllm_engine::decoding::Preset;
+use dfastllm_engine::{Engine, StatsSnapshot};
+use dfastllm_models::builtin_files;
+use dfastllm_server::{AppState, ServeOptions, ServedModel, app};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// A running server; it stops when dropped.
+pub struct Server {
+    /// `http://127.0.0.1:port`
+    pub url: String,
+    /// What its handlers share.
+    pub state: AppState,
+    /// A client without proxies.
+    pub client: reqwest::Client,
+    task: JoinHandle<()>,
+    _engine: Engine,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Options of a built-in model in f32, served under its own name.
+#[must_use]
+pub fn options(model: &str) -> ServeOptions {
+    ServeOptions {
+        files: builtin_files(model).unwrap(),
+        names: vec![model.to_owned()],
+        device: DeviceSpec::Cpu,
+        dtype: DTypeChoice::F32,
+        max_model_len: None,
+        max_num_seqs: 16,
+        max_num_batched_tokens: 2048,
+        kv_cache_tokens: None,
+        max_queue: 256,
+        request_timeout: Duration::from_secs(300),
+        preset: Preset::Fast,
+        seed: None,
+    }
+}
+
+/// Serves a built-in model with default options.
+pub async fn serve_builtin(model: &str) -> Server {
+    serve(options(model), vec![]).await
+}
+
+/// Serves with options and API keys.
+pub async fn serve(options: ServeOptions, keys: Vec<String>) -> Server {
+    let providers: Vec<Box<dyn DeviceProvider>> = vec![Box::new(CpuProvider)];
+    let (served, engine) = ServedModel::start(&options, &providers).unwrap();
+    let state = AppState::new(&options.names[0], keys);
+    state.set_model(served);
+    let (url, task) = listen(state.clone()).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    Server { url, state, client, task, _engine: engine }
+}
+
+/// Puts a state behind a socket.
+pub async fn listen(state: AppState) -> (String, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let task = tokio::spawn(async move { axum::serve(listener, app(state)).await.unwrap() });
+    (url, task)
+}
+
+impl Server {
+    /// GET, with status and body.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let response = self.client.get(format!("{}{path}", self.url)).send().await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    /// POST of a JSON body, with status and JSON answer.
+    pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let response = self.send(path, body).await;
+        (response.status().as_u16(), response.json().await.unwrap())
+    }
+
+    /// POST of a JSON body.
+    pub async fn send(&self, path: &str, body: &Value) -> reqwest::Response {
+        self.client.post(format!("{}{path}", self.url)).json(body).send().await.unwrap()
+    }
+
+    /// A chat answer to one user message.
+    pub async fn chat(&self, model: &str, text: &str, more: Value) -> Value {
+        let mut body = json!({"model": model, "messages": [{"role": "user", "content": text}]});
+        for (key, value) in more.as_object().unwrap() {
+            body[key] = value.clone();
+        }
+        let (status, answer) = self.post("/v1/chat/completions", &body).await;
+        assert_eq!(status, 200, "{answer}");
+        answer
+    }
+
+    /// Events of a stream: parsed data, and whether it ended with `[DONE]`.
+    pub async fn stream(&self, path: &str, body: &Value) -> (Vec<Value>, bool) {
+        let response = self.send(path, body).await;
+        assert_eq!(response.status(), 200);
+        let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
+        assert_eq!(kind, "text/event-stream; charset=utf-8");
+        events(&response.text().await.unwrap())
+    }
+
+    /// The value of a metric without labels other than the model's.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let (_, text) = self.get("/metrics").await;
+        let line = text.lines().find(|l| l.starts_with(&format!("{name}{{"))).unwrap();
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+fn events(text: &str) -> (Vec<Value>, bool) {
+    let mut data: Vec<&str> = text
+        .split("\n\n")
+        .filter(|event| !event.is_empty())
+        .map(|event| event.strip_prefix("data: ").unwrap())
+        .collect();
+    let done = data.last() == Some(&"[DONE]");
+    if done {
+        data.pop();
+    }
+    (data.into_iter().map(|d| serde_json::from_str(d).unwrap()).collect(), done)
+}
+
+/// Sends a request in a task of its own; aborting the task drops the connection.
+#[must_use]
+pub fn spawn(server: &Server, path: &str, body: Value) -> JoinHandle<(u16, Value)> {
+    let request = server.client.post(format!("{}{path}", server.url)).json(&body);
+    tokio::spawn(async move {
+        let response = request.send().await.unwrap();
+        (response.status().as_u16(), response.json().await.unwrap())
+    })
+}
+
+impl Server {
+    /// Waits until the engine's numbers are as wanted; a test that waits too long is stuck.
+    pub async fn until(&self, wanted: impl Fn(&StatsSnapshot) -> bool) {
+        let engine = &self.state.model().unwrap().engine;
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while !wanted(&engine.stats().snapshot()) {
+            assert!(std::time::Instant::now() < deadline, "{:?}", engine.stats().snapshot());
+            tokio::task::yield_now().await;
+        }
+    }
+}

@@ -1,0 +1,513 @@
+//! The API over real sockets: the eleven checks of the replaced server, and what clients rely on.
+
+use dfastllm_server::AppState;
+use dfastllm_tests::http::{self, Server, listen, options, serve, serve_builtin};
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+const CAPITAL: &str = "What is the capital of France?";
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+
+fn text(answer: &Value) -> &str {
+    answer["choices"][0]["message"]["content"].as_str().unwrap()
+}
+
+fn chat_body(model: &str) -> Value {
+    json!({"model": model, "messages": [{"role": "user", "content": CAPITAL}]})
+}
+
+fn with(mut body: Value, more: Value) -> Value {
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body
+}
+
+/// The message and parameter of a 400.
+async fn refusal(server: &Server, path: &str, body: &Value) -> (String, Value) {
+    let (status, answer) = server.post(path, body).await;
+    assert_eq!(status, 400, "{body} {answer}");
+    let error = &answer["error"];
+    assert!(error["type"].is_string() && error.get("code").is_some(), "{answer}");
+    (error["message"].as_str().unwrap().to_owned(), error["param"].clone())
+}
+
+// The eleven checks of the replaced server.
+
+#[tokio::test]
+async fn health_says_what_it_said_before() {
+    let server = serve_builtin("tiny-llada").await;
+    let (status, body) = server.get("/health").await;
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(status, 200);
+    assert_eq!(body["status"], "healthy");
+    assert_eq!(body["state"], "ready");
+    assert_eq!(body["model_loaded"], true);
+    assert_eq!(body["model"], "tiny-llada");
+    assert_eq!(body["device"], "cpu");
+    assert_eq!((&body["queue_size"], &body["queue_capacity"]), (&json!(0), &json!(256)));
+    assert!(body["uptime_seconds"].as_f64().unwrap() >= 0.0);
+    assert_eq!(server.get("/health/live").await.0, 200);
+    assert_eq!(server.get("/health/ready").await.0, 200);
+    let (_, version) = server.get("/version").await;
+    assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
+}
+
+#[tokio::test]
+async fn models_are_listed_and_found_by_name() {
+    let mut options = options("tiny-phi");
+    options.names = vec!["first".to_owned(), "org/second".to_owned()];
+    let server = serve(options, vec![]).await;
+    let (_, body) = server.get("/v1/models").await;
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(body["data"][0]["id"], "first");
+    assert_eq!(body["data"][1]["id"], "org/second");
+    assert_eq!(body["data"][0]["max_model_len"], 512);
+    assert_eq!(server.get("/v1/models/org/second").await.0, 200);
+    assert_eq!(server.get("/v1/models/third").await.0, 404);
+    let (_, answer) = server.post(CHAT, &chat_body("org/second")).await;
+    assert_eq!(answer["model"], "first", "the first name is the name in answers");
+}
+
+#[tokio::test]
+async fn completions_and_chat_answer_the_question() {
+    for model in ["tiny-phi", "tiny-llada", "tiny-dream"] {
+        let server = serve_builtin(model).await;
+        let answer = server.chat(model, CAPITAL, json!({})).await;
+        assert_eq!(text(&answer), "The capital of France is Paris.", "{model}");
+        assert_eq!(answer["object"], "chat.completion");
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+        assert_eq!(answer["choices"][0]["message"]["role"], "assistant");
+        assert_eq!(answer["usage"]["prompt_tokens"], 15);
+        assert_eq!(answer["usage"]["completion_tokens"], 12);
+        assert_eq!(answer["usage"]["total_tokens"], 27);
+        let prompt = format!("<|user|>\n{CAPITAL}<|end|>\n<|assistant|>\n");
+        let body = json!({"model": model, "prompt": prompt, "max_tokens": 32});
+        let (status, answer) = server.post(COMPLETIONS, &body).await;
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(answer["choices"][0]["text"], "The capital of France is Paris.", "{model}");
+        assert_eq!(answer["object"], "text_completion");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_comes_in_several_chunks_and_equals_the_whole() {
+    for model in ["tiny-phi", "tiny-llada", "tiny-dream"] {
+        let server = serve_builtin(model).await;
+        let more = match model {
+            "tiny-phi" => json!({}),
+            _ => json!({"diffusion": {"quota": "one", "score": "left_to_right"}}),
+        };
+        let whole = server.post(CHAT, &with(chat_body(model), more.clone())).await.1;
+        let options = json!({"stream": true, "stream_options": {"include_usage": true}});
+        let body = with(with(chat_body(model), more), options);
+        let (chunks, done) = server.stream(CHAT, &body).await;
+        assert!(done);
+        assert_eq!(chunks[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
+        assert_eq!(chunks[0]["object"], "chat.completion.chunk");
+        assert!(chunks.iter().all(|c| c["id"] == chunks[0]["id"]));
+        let deltas: Vec<&str> = chunks[1..]
+            .iter()
+            .filter_map(|c| c["choices"][0]["delta"]["content"].as_str())
+            .collect();
+        assert!(deltas.len() >= 8, "{model}: {deltas:?}");
+        assert_eq!(deltas.concat(), text(&whole));
+        let usage = chunks.last().unwrap();
+        assert_eq!((&usage["choices"], &usage["usage"]), (&json!([]), &whole["usage"]));
+        let end = &chunks[chunks.len() - 2]["choices"][0];
+        assert_eq!((&end["delta"], &end["finish_reason"]), (&json!({}), &json!("stop")));
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_model_and_an_empty_prompt_are_answered_word_for_word() {
+    let server = serve_builtin("tiny-phi").await;
+    let (status, answer) = server.post(CHAT, &chat_body("invalid-model")).await;
+    assert_eq!(status, 404);
+    let error = json!({
+        "message": "Model 'invalid-model' not found. Available models: tiny-phi",
+        "type": "model_not_found", "param": "model", "code": 404,
+    });
+    assert_eq!(answer["error"], error);
+    for (prompt, index) in [(json!(""), 0), (json!(["a", ""]), 1)] {
+        let body = json!({"model": "tiny-phi", "prompt": prompt});
+        let (status, answer) = server.post(COMPLETIONS, &body).await;
+        assert_eq!(status, 400);
+        let message = format!("Prompt at index {index} cannot be empty");
+        assert_eq!(answer["error"]["message"], message);
+        assert_eq!(answer["error"]["type"], "validation_error");
+        assert_eq!(answer["error"]["code"], 400);
+    }
+}
+
+#[tokio::test]
+async fn metrics_move_with_what_happens() {
+    let server = serve_builtin("tiny-llada").await;
+    let names = ["vdiff_request_success_total", "vdiff_requests_success_total"];
+    for name in names {
+        assert!(server.metric(name).await.abs() < f64::EPSILON);
+    }
+    server.chat("tiny-llada", CAPITAL, json!({})).await;
+    server.stream(CHAT, &with(chat_body("tiny-llada"), json!({"stream": true}))).await;
+    server.post(CHAT, &chat_body("other")).await;
+    for (name, want) in [
+        ("vdiff_requests_total", 3.0),
+        ("vdiff_request_success_total", 2.0),
+        ("vdiff_request_failure_total", 1.0),
+        ("vdiff_prompt_tokens_total", 30.0),
+        ("vdiff_generation_tokens_total", 24.0),
+        ("vllm:generation_tokens_total", 24.0),
+        ("vdiff_parallel_tokens_decoded_total", 22.0),
+        ("vllm:diffusion_num_denoising_steps_total", 2.0),
+        ("vllm:diffusion_num_committed_tokens_total", 24.0),
+        ("vdiff_num_requests_running", 0.0),
+        ("vllm:num_requests_waiting", 0.0),
+        ("vdiff_request_latency_seconds_count", 2.0),
+        ("vllm:time_to_first_token_seconds_count", 2.0),
+        ("vdiff_time_per_output_token_seconds_count", 2.0),
+        ("vdiff_model_info", 1.0),
+    ] {
+        assert!((server.metric(name).await - want).abs() < 1e-9, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn five_parallel_requests_and_256_tokens_are_answered() {
+    let server = serve_builtin("tiny-phi").await;
+    let bodies: Vec<Value> = (0..5).map(|_| chat_body("tiny-phi")).collect();
+    let answers = join_all(bodies.iter().map(|body| server.post(CHAT, body))).await;
+    for (status, answer) in answers {
+        assert_eq!((status, text(&answer)), (200, "The capital of France is Paris."));
+    }
+    let body =
+        json!({"model": "tiny-phi", "prompt": "Once", "max_tokens": 256, "ignore_eos": true});
+    let (_, answer) = server.post(COMPLETIONS, &body).await;
+    assert_eq!(answer["usage"]["completion_tokens"], 256);
+    assert_eq!(answer["usage"]["forwards"], 256);
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+}
+
+// What clients rely on.
+
+#[tokio::test]
+async fn stop_strings_cut_the_text_wherever_they_lie() {
+    let server = serve_builtin("tiny-phi").await;
+    for (stop, want) in [
+        (json!("France"), "The capital of "),
+        (json!(["is Par", "Paris"]), "The capital of France "),
+        (json!(["xyz", "The"]), ""),
+    ] {
+        let answer = server.chat("tiny-phi", CAPITAL, json!({"stop": stop})).await;
+        assert_eq!(text(&answer), want);
+        assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+        let body = with(chat_body("tiny-phi"), json!({"stop": stop, "stream": true}));
+        let (chunks, _) = server.stream(CHAT, &body).await;
+        let streamed: String =
+            chunks.iter().filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
+        assert_eq!(streamed, want);
+    }
+}
+
+#[tokio::test]
+async fn diffusion_settings_decide_how_an_answer_is_made() {
+    let server = serve_builtin("tiny-llada").await;
+    let run = async |settings: Value| {
+        let more = json!({
+            "max_tokens": 64, "diffusion": settings, "return_token_ids": true, "ignore_eos": true,
+        });
+        server.chat("tiny-llada", CAPITAL, more).await
+    };
+    let reference = run(json!({"preset": "reference", "trace": true})).await;
+    assert_eq!(reference["usage"]["forwards"], 64, "one position a step");
+    let choice = &reference["choices"][0];
+    assert_eq!(choice["token_ids"].as_array().unwrap().len(), 64);
+    let trace = choice["trace"].as_array().unwrap();
+    assert_eq!(trace.len(), 64);
+    assert_eq!((&trace[0]["step"], &trace[0]["remasked"]), (&json!(1), &json!([])));
+    let committed: usize =
+        trace.iter().map(|step| step["committed"].as_array().unwrap().len()).sum();
+    assert_eq!(committed, 64);
+    let four = run(json!({"preset": "reference", "steps": 16})).await;
+    assert_eq!(four["usage"]["forwards"], 16);
+    assert!((four["usage"]["tokens_per_forward"].as_f64().unwrap() - 4.0).abs() < 1e-9);
+    assert!(four["choices"][0].get("trace").is_none());
+    let guided = run(json!({"preset": "reference", "steps": 16, "cfg_scale": 1.5})).await;
+    assert_eq!(guided["usage"]["forwards"], 16, "a guided pair counts once");
+    let fast = run(json!({})).await;
+    assert!(fast["usage"]["forwards"].as_u64().unwrap() < 16, "{}", fast["usage"]);
+}
+
+#[tokio::test]
+async fn exact_gives_the_tokens_of_reference_with_fewer_passes() {
+    for model in ["tiny-llada", "tiny-dream"] {
+        let server = serve_builtin(model).await;
+        let run = async |preset: &str| {
+            let score = if model == "tiny-dream" { json!("entropy") } else { Value::Null };
+            let settings =
+                json!({"preset": preset, "block_length": 8, "steps": 64, "score": score});
+            let more = json!({"max_tokens": 64, "diffusion": settings, "return_token_ids": true});
+            server.chat(model, CAPITAL, more).await
+        };
+        let (reference, exact) = (run("reference").await, run("exact").await);
+        let (a, b) = (&reference["choices"][0], &exact["choices"][0]);
+        assert_eq!(a["token_ids"], b["token_ids"], "{model}");
+        let forwards = |answer: &Value| answer["usage"]["forwards"].as_u64().unwrap();
+        assert_eq!(forwards(&reference), 64);
+        assert!(forwards(&exact) < 32, "{model}: {}", exact["usage"]);
+    }
+}
+
+#[tokio::test]
+async fn seeds_choices_and_sampling_are_honoured() {
+    for model in ["tiny-phi", "tiny-llada", "tiny-dream"] {
+        let server = serve_builtin(model).await;
+        let run = async |more: Value| {
+            let base = json!({"temperature": 1.5, "max_tokens": 24, "seed": 5});
+            server.chat(model, "Tell me a story.", with(base, more)).await
+        };
+        let two = run(json!({"n": 2})).await;
+        let first = text(&two).to_owned();
+        let second = two["choices"][1]["message"]["content"].as_str().unwrap();
+        assert_ne!(first, second, "{model}: choices differ");
+        assert_eq!(text(&run(json!({})).await), first, "{model}: the same seed, the same text");
+        assert_eq!(text(&run(json!({"seed": 6})).await), second, "{model}: seed + 1");
+        let greedy = run(json!({"temperature": 0})).await;
+        assert_eq!(text(&run(json!({"top_k": 1})).await), text(&greedy), "{model}: top_k 1");
+        assert_eq!(text(&run(json!({"top_p": 0.0})).await), text(&greedy), "{model}: top_p 0");
+        assert_eq!(text(&run(json!({"min_p": 1.0})).await), text(&greedy), "{model}: min_p 1");
+        assert_eq!(two["usage"]["prompt_tokens"], greedy["usage"]["prompt_tokens"]);
+    }
+}
+
+#[tokio::test]
+async fn logit_bias_min_tokens_and_stop_ids_are_honoured() {
+    for model in ["tiny-phi", "tiny-llada"] {
+        let server = serve_builtin(model).await;
+        let plain = server.chat(model, CAPITAL, json!({"return_token_ids": true})).await;
+        let ids: Vec<u64> =
+            serde_json::from_value(plain["choices"][0]["token_ids"].clone()).unwrap();
+        let bias = json!({"logit_bias": {ids[0].to_string(): -100}, "return_token_ids": true});
+        let biased = server.chat(model, CAPITAL, bias).await;
+        assert_ne!(biased["choices"][0]["token_ids"][0], ids[0], "{model}");
+        let stopped = server.chat(
+            model,
+            CAPITAL,
+            json!({"stop_token_ids": [ids[2]], "return_token_ids": true}),
+        );
+        assert_eq!(stopped.await["choices"][0]["token_ids"], json!(ids[..3]), "{model}");
+        let longer = server.chat(model, CAPITAL, json!({"min_tokens": 20, "max_tokens": 32})).await;
+        assert!(longer["usage"]["completion_tokens"].as_u64().unwrap() > 20, "{model}");
+    }
+}
+
+#[tokio::test]
+async fn prompts_may_be_lists_and_token_ids() {
+    let server = serve_builtin("tiny-phi").await;
+    let ids = json!([3, 205, 430, 297, 267, 603, 327, 867, 37, 5, 205, 4, 205]);
+    let answer = async |prompt: Value| {
+        let body = json!({"model": "tiny-phi", "prompt": prompt, "max_tokens": 8});
+        server.post(COMPLETIONS, &body).await.1
+    };
+    let one = answer(ids.clone()).await;
+    let both = answer(json!([ids, [3, 205]])).await;
+    assert_eq!(both["choices"][0]["text"], one["choices"][0]["text"]);
+    assert_eq!(both["choices"][1]["index"], 1);
+    assert_eq!(both["usage"]["prompt_tokens"], 15);
+    let texts = answer(json!(["One", "Two"])).await;
+    assert_eq!(texts["choices"].as_array().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn chat_contents_may_be_parts_and_developers_are_systems() {
+    let server = serve_builtin("tiny-phi").await;
+    let answer = async |messages: Value| {
+        let body = json!({"model": "tiny-phi", "messages": messages});
+        server.post(CHAT, &body).await.1
+    };
+    let parts = json!([{"type": "text", "text": "What is the capital"}, {"type": "text", "text": " of France?"}]);
+    let joined = answer(json!([{"role": "user", "content": parts}])).await;
+    assert_eq!(text(&joined), "The capital of France is Paris.");
+    let user = json!({"role": "user", "content": CAPITAL});
+    let developer = answer(json!([{"role": "developer", "content": "Be kind."}, user])).await;
+    let system = answer(json!([{"role": "system", "content": "Be kind."}, user])).await;
+    assert_eq!(text(&developer), text(&system));
+    assert_eq!(developer["usage"], system["usage"]);
+}
+
+#[tokio::test]
+async fn wrong_requests_are_refused_by_name() {
+    let server = serve_builtin("tiny-llada").await;
+    for (more, param) in [
+        (json!({"temperature": -1}), "temperature"),
+        (json!({"top_p": 1.5}), "top_p"),
+        (json!({"top_k": -5}), "top_k"),
+        (json!({"n": 0}), "n"),
+        (json!({"n": 1_000_000_000}), "n"),
+        (json!({"max_tokens": -1}), "max_tokens"),
+        (json!({"max_tokens": 1.5}), "max_tokens"),
+        (json!({"max_tokens": 0}), "max_tokens"),
+        (json!({"max_tokens": 600}), "max_tokens"),
+        (json!({"max_tokens": 8, "max_completion_tokens": 9}), "max_completion_tokens"),
+        (json!({"seed": 1e30}), "seed"),
+        (json!({"stop": ["a", "b", "c", "d", "e"]}), "stop"),
+        (json!({"stop": ""}), "stop"),
+        (json!({"logit_bias": {"abc": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"99999": 1}}), "logit_bias"),
+        (json!({"stop_token_ids": [99999]}), "stop_token_ids"),
+        (json!({"presence_penalty": 0.5}), "presence_penalty"),
+        (json!({"logprobs": true}), "logprobs"),
+        (json!({"guided_json": {}}), "guided_json"),
+        (json!({"response_format": {"type": "json_object"}}), "response_format"),
+        (json!({"diffusion": {"cache": "dual"}}), "diffusion.cache"),
+        (json!({"diffusion": {"steps": 7, "block_length": 32}}), "diffusion.steps"),
+        (json!({"diffusion": {"steps": 0}}), "diffusion.steps"),
+        (json!({"messages": []}), "messages"),
+        (json!({"messages": [{"role": "robot", "content": "x"}]}), "messages[0].role"),
+        (json!({"messages": [{"role": "user", "content": 3}]}), "messages[0].content"),
+    ] {
+        let body = with(chat_body("tiny-llada"), more);
+        assert_eq!(refusal(&server, CHAT, &body).await.1, param, "{body}");
+    }
+    let body = json!({"model": "tiny-llada", "prompt": [1, 2, 5000]});
+    assert_eq!(refusal(&server, COMPLETIONS, &body).await.1, "prompt");
+    let (status, answer) =
+        server.post(CHAT, &with(chat_body("tiny-llada"), json!({"max_tokens": 600}))).await;
+    assert_eq!((status, &answer["error"]["code"]), (400, &json!("context_length_exceeded")));
+    let phi = serve_builtin("tiny-phi").await;
+    let body = with(chat_body("tiny-phi"), json!({"diffusion": {"steps": 8}}));
+    assert_eq!(refusal(&phi, CHAT, &body).await.1, "diffusion.steps");
+}
+
+#[tokio::test]
+async fn explicit_nulls_and_bookkeeping_fields_change_nothing() {
+    let server = serve_builtin("tiny-phi").await;
+    let nulls = json!({
+        "max_tokens": null, "temperature": null, "stop": null, "stream_options": null, "n": null,
+        "logit_bias": null, "seed": null, "top_p": null, "tools": null, "diffusion": null,
+        "user": "me", "metadata": {"a": "b"}, "store": false, "presence_penalty": 0,
+        "response_format": {"type": "text"},
+    });
+    let answer = server.chat("tiny-phi", CAPITAL, nulls).await;
+    assert_eq!(text(&answer), "The capital of France is Paris.");
+}
+
+#[tokio::test]
+async fn malformed_bodies_and_routes_get_the_error_shape() {
+    let server = serve_builtin("tiny-phi").await;
+    let url = format!("{}{CHAT}", server.url);
+    let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+    for body in
+        ["", "{", "null", "[]", "{\"model\": 1}", "{} x", deep.as_str(), "{\"a\":\"\\ud800\"}"]
+    {
+        let request = server.client.post(&url).header("content-type", "application/json");
+        let response = request.body(body.to_owned()).send().await.unwrap();
+        assert_eq!(response.status(), 400, "{body:.30}");
+        let answer: Value = response.json().await.unwrap();
+        assert_eq!(answer["error"]["type"], "invalid_request_error");
+    }
+    let plain = server.client.post(&url).body("{}").send().await.unwrap();
+    assert_eq!(plain.status(), 415);
+    let large = server.client.post(&url).header("content-type", "application/json");
+    let large = large.body(vec![b' '; (32 << 20) + 1]).send().await.unwrap();
+    assert_eq!(large.status(), 413);
+    let wrong = server.client.get(&url).send().await.unwrap();
+    assert_eq!(wrong.status(), 405);
+    assert_eq!(wrong.headers()["allow"], "POST");
+    let (status, body) = server.get("/nowhere").await;
+    assert_eq!(status, 404);
+    assert!(serde_json::from_str::<Value>(&body).unwrap()["error"]["message"].is_string());
+}
+
+#[tokio::test]
+async fn request_ids_are_echoed_or_made() {
+    let server = serve_builtin("tiny-phi").await;
+    let get =
+        |id: &str| server.client.get(format!("{}/health", server.url)).header("x-request-id", id);
+    let echoed = get("mine-1").send().await.unwrap();
+    assert_eq!(echoed.headers()["x-request-id"], "mine-1");
+    let long = get(&"x".repeat(500)).send().await.unwrap();
+    assert_eq!(long.headers()["x-request-id"].len(), 36);
+}
+
+#[tokio::test]
+async fn keys_guard_the_api_and_nothing_else() {
+    let server = serve(options("tiny-phi"), vec!["one".to_owned(), "two".to_owned()]).await;
+    let models = format!("{}/v1/models", server.url);
+    assert_eq!(server.get("/v1/models").await.0, 401);
+    let refused =
+        server.client.post(format!("{}{CHAT}", server.url)).body("{}").send().await.unwrap();
+    assert_eq!(refused.headers()["www-authenticate"], "Bearer");
+    for (key, status) in [("two", 200), ("three", 401)] {
+        let response = server.client.get(&models).bearer_auth(key).send().await.unwrap();
+        assert_eq!(response.status(), status);
+    }
+    assert_eq!(server.get("/health").await.0, 200);
+    assert_eq!(server.get("/metrics").await.0, 200);
+}
+
+#[tokio::test]
+async fn before_the_model_is_there_requests_are_told_to_wait() {
+    let (url, task) = listen(AppState::new("soon", vec![])).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let health = client.get(format!("{url}/health")).send().await.unwrap();
+    assert_eq!(health.status(), 503);
+    assert_eq!(health.json::<Value>().await.unwrap()["state"], "loading");
+    let chat = client.post(format!("{url}{CHAT}")).json(&chat_body("soon")).send().await.unwrap();
+    assert_eq!(chat.status(), 503);
+    assert_eq!(chat.headers()["retry-after"], "1");
+    assert_eq!(client.get(format!("{url}/health/live")).send().await.unwrap().status(), 200);
+    task.abort();
+}
+
+/// A request whose answer takes thousands of passes.
+fn endless() -> Value {
+    let settings = json!({"preset": "reference", "steps": 400_000});
+    json!({"model": "tiny-llada", "prompt": "x", "max_tokens": 400, "diffusion": settings})
+}
+
+#[tokio::test]
+async fn a_full_queue_is_429_and_a_disconnect_frees_its_seat() {
+    let mut options = options("tiny-llada");
+    (options.max_num_seqs, options.max_queue) = (1, 1);
+    let server = serve(options, vec![]).await;
+    let running = http::spawn(&server, COMPLETIONS, endless());
+    server.until(|s| s.running == 1).await;
+    let waiting = http::spawn(&server, COMPLETIONS, endless());
+    server.until(|s| s.queued == 1).await;
+    let response = server.send(COMPLETIONS, &endless()).await;
+    assert_eq!(response.status(), 429);
+    assert_eq!(response.headers()["retry-after"], "1");
+    let body: Value = response.json().await.unwrap();
+    assert_eq!(body["error"]["code"], "rate_limit_exceeded");
+    let (_, health) = server.get("/health").await;
+    assert_eq!(serde_json::from_str::<Value>(&health).unwrap()["status"], "degraded");
+    running.abort();
+    waiting.abort();
+    server.until(|s| s.running == 0 && s.queued == 0).await;
+    let answer = server.chat("tiny-llada", CAPITAL, json!({})).await;
+    assert_eq!(text(&answer), "The capital of France is Paris.");
+}
+
+#[tokio::test]
+async fn a_request_out_of_time_is_a_504() {
+    let mut options = options("tiny-llada");
+    options.request_timeout = std::time::Duration::from_millis(200);
+    let server = serve(options, vec![]).await;
+    let (status, body) = server.post(COMPLETIONS, &endless()).await;
+    assert_eq!((status, &body["error"]["type"]), (504, &json!("timeout_error")));
+}
+
+#[tokio::test]
+async fn draining_refuses_new_requests_and_finishes_old_ones() {
+    let server = serve_builtin("tiny-phi").await;
+    let body = json!({"model": "tiny-phi", "prompt": "x", "max_tokens": 400, "ignore_eos": true});
+    let running = http::spawn(&server, COMPLETIONS, body);
+    server.until(|s| s.running == 1).await;
+    server.state.model().unwrap().engine.drain();
+    let refused = server.send(CHAT, &chat_body("tiny-phi")).await;
+    assert_eq!(refused.status(), 503);
+    assert_eq!(server.get("/health/ready").await.0, 503);
+    let (status, answer) = running.await.unwrap();
+    assert_eq!((status, &answer["usage"]["completion_tokens"]), (200, &json!(400)));
+}

@@ -1,0 +1,120 @@
+//! The built-in models really answer: exact match on their tasks, through the whole server.
+//!
+//! Expected accuracies are those measured with the original implementations when the models were
+//! made (`models/builtin/README.md`), for the same decoding in f32.
+
+use dfastllm_tests::fixtures::path;
+use dfastllm_tests::http::{Server, serve_builtin};
+use futures_util::StreamExt;
+use futures_util::stream;
+use serde_json::{Value, json};
+
+fn tasks() -> Vec<Value> {
+    let mut files: Vec<_> =
+        std::fs::read_dir(path("eval")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let lines = files.iter().flat_map(|file| {
+        let text = std::fs::read_to_string(file).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    });
+    lines.collect()
+}
+
+/// As the models' makers score: the whole text, or all needed words in a finished sentence.
+fn is_right(task: &Value, answer: &str) -> bool {
+    let answer = answer.trim();
+    match task["match"].as_str().unwrap() {
+        "exact" => answer == task["expected"].as_str().unwrap().trim(),
+        "contains" => {
+            let needs = task["needs"].as_array().unwrap();
+            needs.iter().all(|n| answer.contains(n.as_str().unwrap()))
+                && answer.ends_with(['.', '"'])
+        }
+        other => panic!("{other}"),
+    }
+}
+
+struct Outcome {
+    accuracy: f64,
+    mean_forwards: f64,
+}
+
+async fn run(server: &Server, model: &str, settings: Value) -> Outcome {
+    let tasks = tasks();
+    assert_eq!(tasks.len(), 86);
+    let answers: Vec<(bool, f64)> = stream::iter(&tasks)
+        .map(async |task| {
+            let more = match settings.is_null() {
+                true => json!({"max_tokens": 128}),
+                false => json!({"max_tokens": 128, "diffusion": settings}),
+            };
+            let answer = server.chat(model, task["prompt"].as_str().unwrap(), more).await;
+            let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+            (is_right(task, text), answer["usage"]["forwards"].as_f64().unwrap())
+        })
+        .buffered(16)
+        .collect()
+        .await;
+    let right = answers.iter().filter(|(right, _)| *right).count();
+    let forwards: f64 = answers.iter().map(|(_, forwards)| forwards).sum();
+    Outcome {
+        accuracy: 100.0 * right as f64 / tasks.len() as f64,
+        mean_forwards: forwards / tasks.len() as f64,
+    }
+}
+
+/// Within one point of the table; passes no more than its mean.
+async fn check(model: &str, settings: Value, accuracy: f64, forwards: f64) {
+    let server = serve_builtin(model).await;
+    let outcome = run(&server, model, settings.clone()).await;
+    let name = format!("{model} {settings}");
+    println!("{name}: {:.1} % {:.1} forwards", outcome.accuracy, outcome.mean_forwards);
+    assert!((outcome.accuracy - accuracy).abs() <= 1.0, "{name}: {}", outcome.accuracy);
+    assert!(outcome.mean_forwards <= forwards + 0.1, "{name}: {}", outcome.mean_forwards);
+}
+
+fn schedule(steps: usize) -> Value {
+    json!({
+        "preset": "exact", "score": "probability", "quota": "schedule",
+        "block_length": 32, "steps": steps,
+    })
+}
+
+#[tokio::test]
+async fn phi_greedy() {
+    check("tiny-phi", Value::Null, 44.2, 40.5).await;
+}
+
+#[tokio::test]
+async fn llada_one_a_step() {
+    check("tiny-llada", schedule(128), 30.2, 55.4).await;
+}
+
+#[tokio::test]
+async fn llada_four_a_step() {
+    check("tiny-llada", schedule(32), 31.4, 14.1).await;
+}
+
+#[tokio::test]
+async fn llada_threshold() {
+    check("tiny-llada", json!({"preset": "fast"}), 32.6, 13.8).await;
+}
+
+#[tokio::test]
+async fn dream_one_a_step() {
+    let one = json!({"preset": "fast", "quota": "one"});
+    check("tiny-dream", one, 33.7, 54.7).await;
+}
+
+#[tokio::test]
+async fn dream_four_a_step() {
+    // Dream's schedule counts time steps; an even split is LLaDA's, so the rule is named by steps
+    // of the fast preset, which has no eps.
+    let four = json!({"preset": "fast", "block_length": 32, "steps": 32});
+    check("tiny-dream", four, 31.4, 13.2).await;
+}
+
+#[tokio::test]
+async fn dream_threshold() {
+    check("tiny-dream", json!({"preset": "fast"}), 33.7, 15.6).await;
+}
