@@ -279,7 +279,7 @@ fn sigterm_drains_and_exits_0() {
     assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
     let mut rest = String::new();
     stream.read_to_string(&mut rest).unwrap();
-    assert!(rest.contains("data: [DONE]"), "the stream was finished");
+    assert!(rest.contains("data: [DONE]"), "the stream was not finished: {rest:.2000}");
     assert_eq!(served.child.wait().unwrap().code(), Some(0));
     assert!(TcpStream::connect(&served.address).is_err());
 }

@@ -86,16 +86,8 @@ pub(crate) fn run(args: ServeArgs, providers: &[Box<dyn DeviceProvider>]) -> Res
         let (served, engine) =
             tokio::task::block_in_place(|| ServedModel::start(&options, providers))
                 .map_err(Failure::failed)?;
-        tracing::info!(
-            model = served.name(),
-            family = served.family,
-            device = %served.device.spec,
-            hardware = served.device.info.name,
-            dtype = served.dtype,
-            max_model_len = served.limits.max_model_len,
-            "ready"
-        );
         state.set_model(served.with_chat_template(template));
+        log_ready(&state);
         let outcome = server.await;
         finish(state, engine).await;
         match outcome {
@@ -104,6 +96,19 @@ pub(crate) fn run(args: ServeArgs, providers: &[Box<dyn DeviceProvider>]) -> Res
             Err(e) => Err(Failure::failed(format!("the server stopped: {e}"))),
         }
     })
+}
+
+fn log_ready(state: &AppState) {
+    let Some(served) = state.model() else { return };
+    tracing::info!(
+        model = served.name(),
+        family = served.family,
+        device = %served.device.spec,
+        hardware = served.device.info.name,
+        dtype = served.dtype,
+        max_model_len = served.limits.max_model_len,
+        "ready"
+    );
 }
 
 /// Serves until a signal, then lets running requests finish.
