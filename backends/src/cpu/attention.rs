@@ -1,4 +1,8 @@
 //! Attention over key runs with an online softmax, in f32.
+//!
+//! The score of a key is four chains of multiply-adds over the head, and keys enter the softmax run
+//! by run: what a row computes does not depend on how many rows are computed with it, nor on which
+//! of the two ways below its scores are found.
 
 use std::sync::Arc;
 
@@ -10,6 +14,12 @@ use crate::rows::{Attend, KeyRun, KeySource, PAGE_SIZE, Span};
 
 /// Most keys scored at once; longer runs are cut.
 const MAX_RUN: usize = PAGE_SIZE;
+/// From this many rows on, turning a span's keys round pays: then 16 keys are scored in one go.
+const TURN_ROWS: usize = 8;
+/// Independent chains of multiply-adds a score is summed in: hides their latency.
+const CHAINS: usize = 4;
+/// Head rows one task takes at least.
+const MIN_TASK: usize = 4;
 
 /// Head counts and what every span sees.
 #[derive(Debug, Clone)]
@@ -39,36 +49,87 @@ pub(crate) fn attention<T: Stored>(
     kv: KeysValues<'_, T>,
 ) -> Vec<f32> {
     let width = plan.heads * plan.head_dim;
-    let span_of_row: Vec<usize> = plan
-        .spans
-        .iter()
-        .enumerate()
-        .flat_map(|(i, span)| std::iter::repeat_n(i, span.rows.len()))
-        .collect();
     let mut out = vec![0f32; query.len()];
-    out.par_chunks_mut(plan.head_dim).enumerate().with_min_len(4).for_each(|(i, out)| {
-        let (row, head) = (i / plan.heads, i % plan.heads);
-        let span = &plan.spans[span_of_row[row]];
-        let end = match span.attend {
-            Attend::Causal => plan.positions[row] + 1,
-            Attend::Bidirectional => usize::MAX,
-        };
-        let query = &query[row * width + head * plan.head_dim..][..plan.head_dim];
-        let kv_head = head / (plan.heads / plan.kv_heads);
-        dispatch(path, HeadRow { plan, runs: &span.keys, query, kv_head, end, kv, out });
-    });
+    let mut rest = out.as_mut_slice();
+    for span in plan.spans.iter() {
+        let (own, after) = rest.split_at_mut(span.rows.len() * width);
+        rest = after;
+        let parts: Vec<Part<'_, T>> = span
+            .keys
+            .iter()
+            .flat_map(|run| parts(*run, kv, plan.kv_heads * plan.head_dim))
+            .collect();
+        let turned = (span.rows.len() >= TURN_ROWS).then(|| turn(plan, &parts));
+        own.par_chunks_mut(plan.head_dim).enumerate().with_min_len(MIN_TASK).for_each(
+            |(i, out)| {
+                let (row, head) = (span.rows.start + i / plan.heads, i % plan.heads);
+                let end = match span.attend {
+                    Attend::Causal => plan.positions[row] + 1,
+                    Attend::Bidirectional => usize::MAX,
+                };
+                let query = &query[row * width + head * plan.head_dim..][..plan.head_dim];
+                let kv_head = head / (plan.heads / plan.kv_heads);
+                let (parts, turned) = (parts.as_slice(), turned.as_deref());
+                dispatch(path, HeadRow { plan, parts, turned, query, kv_head, end, out });
+            },
+        );
+    }
     out
+}
+
+/// At most `MAX_RUN` keys stored one after the other.
+#[derive(Clone, Copy)]
+struct Part<'a, T> {
+    /// `[n, stride]`
+    keys: &'a [T],
+    values: &'a [T],
+    /// Absolute position of the first key.
+    position: usize,
+    n: usize,
+    /// Elements from one key to the next.
+    stride: usize,
+}
+
+fn parts<T>(
+    run: KeyRun,
+    kv: KeysValues<'_, T>,
+    stride: usize,
+) -> impl Iterator<Item = Part<'_, T>> {
+    let (keys, values, first) = match run.source {
+        KeySource::Pool { slot } => (kv.pool_keys, kv.pool_values, slot),
+        KeySource::Rows { row } => (kv.own_keys, kv.own_values, row),
+    };
+    (0..run.len).step_by(MAX_RUN).map(move |done| {
+        let from = (first + done) * stride;
+        let n = (run.len - done).min(MAX_RUN);
+        let (keys, values) = (&keys[from..from + n * stride], &values[from..from + n * stride]);
+        Part { keys, values, position: run.position + done, n, stride }
+    })
+}
+
+/// Keys of a span as `[part][kv_head][head_dim][MAX_RUN]`, missing keys zero.
+fn turn<T: Stored>(plan: &AttentionPlan, parts: &[Part<'_, T>]) -> Vec<f32> {
+    let size = plan.kv_heads * plan.head_dim * MAX_RUN;
+    let mut turned = vec![0f32; parts.len() * size];
+    turned.par_chunks_mut(size).zip(parts).for_each(|(to, part)| {
+        for (key, row) in part.keys.chunks_exact(part.stride).enumerate() {
+            for (d, x) in row.iter().enumerate() {
+                to[d * MAX_RUN + key] = x.widen();
+            }
+        }
+    });
+    turned
 }
 
 /// One query row of one head.
 struct HeadRow<'a, T> {
     plan: &'a AttentionPlan,
-    runs: &'a [KeyRun],
+    parts: &'a [Part<'a, T>],
+    turned: Option<&'a [f32]>,
     query: &'a [f32],
     kv_head: usize,
     /// It may see keys at positions below this.
     end: usize,
-    kv: KeysValues<'a, T>,
     out: &'a mut [f32],
 }
 
@@ -77,90 +138,150 @@ impl<T: Stored> Kernel for HeadRow<'_, T> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let mut softmax = OnlineSoftmax { max: f32::NEG_INFINITY, sum: 0.0 };
-        for run in self.runs {
-            let visible = self.end.saturating_sub(run.position).min(run.len);
-            let (keys, values, first) = match run.source {
-                KeySource::Pool { slot } => (self.kv.pool_keys, self.kv.pool_values, slot),
-                KeySource::Rows { row } => (self.kv.own_keys, self.kv.own_values, row),
-            };
-            let mut done = 0;
-            while done < visible {
-                let n = (visible - done).min(MAX_RUN);
-                let part = Part { keys, values, first: first + done, n };
-                softmax.add(isa, &part, self.plan, self.kv_head, (self.query, self.out));
-                done += n;
+        let dim = self.plan.head_dim;
+        let offset = self.kv_head * dim;
+        let size = self.plan.kv_heads * dim * MAX_RUN;
+        let scale = 1.0 / (dim as f32).sqrt();
+        let (mut max, mut sum) = (f32::NEG_INFINITY, 0f32);
+        for (i, part) in self.parts.iter().enumerate() {
+            let n = self.end.saturating_sub(part.position).min(part.n);
+            if n == 0 {
+                continue;
             }
+            let scores = match self.turned {
+                Some(turned) => {
+                    let keys = &turned[i * size + offset * MAX_RUN..][..dim * MAX_RUN];
+                    turned_scores::<I>(self.query, keys)
+                }
+                None => stored_scores::<T, I>(self.query, &part.keys[offset..], part.stride, n),
+            };
+            let weights = softmax_step::<I>(scores, (n, scale), (&mut max, &mut sum), self.out);
+            add_values(isa, &weights[..n], &part.values[offset..], part.stride, self.out);
         }
-        let scale = 1.0 / softmax.sum;
+        let scale = 1.0 / sum;
         for x in self.out {
             *x *= scale;
         }
     }
 }
 
-/// At most `MAX_RUN` keys stored one after the other.
-struct Part<'a, T> {
-    keys: &'a [T],
-    values: &'a [T],
-    first: usize,
-    n: usize,
-}
-
-struct OnlineSoftmax {
-    max: f32,
-    sum: f32,
-}
-
-impl OnlineSoftmax {
-    #[inline(always)]
-    fn add<T: Stored, I: Isa>(
-        &mut self,
-        isa: I,
-        part: &Part<'_, T>,
-        plan: &AttentionPlan,
-        kv_head: usize,
-        (query, out): (&[f32], &mut [f32]),
-    ) {
-        let (dim, stride) = (plan.head_dim, plan.kv_heads * plan.head_dim);
-        let start = part.first * stride + kv_head * dim;
-        let scale = 1.0 / (dim as f32).sqrt();
-        let mut scores = [f32::NEG_INFINITY; MAX_RUN];
-        let mut max = self.max;
-        for i in 0..part.n {
-            scores[i] = dot(isa, query, &part.keys[start + i * stride..][..dim]) * scale;
-            max = if scores[i] > max { scores[i] } else { max };
-        }
-        let correction = exp::<I>(self.max - max);
-        self.max = max;
-        self.sum *= correction;
-        for x in out.iter_mut() {
-            *x *= correction;
-        }
-        // All of them, so that they are vectors; scores past the end are -inf and give 0.
-        for score in &mut scores {
-            *score = exp::<I>(*score - max);
-        }
-        for (i, &weight) in scores[..part.n].iter().enumerate() {
-            self.sum += weight;
-            let values = &part.values[start + i * stride..][..dim];
-            for (x, value) in out.iter_mut().zip(values) {
-                *x = madd::<I>(weight, value.widen(), *x);
+/// Products of a query with 16 keys, lane by lane.
+#[inline(always)]
+fn turned_scores<I: Isa>(query: &[f32], keys: &[f32]) -> [f32; MAX_RUN] {
+    let mut chains = [[0f32; MAX_RUN]; CHAINS];
+    let (queries, query_tail) = query.as_chunks::<CHAINS>();
+    let (groups, tail) = keys.as_chunks::<{ CHAINS * MAX_RUN }>();
+    for (queries, group) in queries.iter().zip(groups) {
+        for chain in 0..CHAINS {
+            for key in 0..MAX_RUN {
+                let k = group[chain * MAX_RUN + key];
+                chains[chain][key] = madd::<I>(queries[chain], k, chains[chain][key]);
             }
         }
     }
+    for (chain, (&q, keys)) in query_tail.iter().zip(tail.as_chunks::<MAX_RUN>().0).enumerate() {
+        for key in 0..MAX_RUN {
+            chains[chain][key] = madd::<I>(q, keys[key], chains[chain][key]);
+        }
+    }
+    let [mut scores, second, third, fourth] = chains;
+    for key in 0..MAX_RUN {
+        scores[key] = (scores[key] + second[key]) + (third[key] + fourth[key]);
+    }
+    scores
 }
 
+/// The same products, read where the keys are stored.
 #[inline(always)]
-fn dot<T: Stored, I: Isa>(isa: I, a: &[f32], b: &[T]) -> f32 {
-    let mut acc = isa.zero();
+fn stored_scores<T: Stored, I: Isa>(
+    query: &[f32],
+    keys: &[T],
+    stride: usize,
+    n: usize,
+) -> [f32; MAX_RUN] {
+    let mut scores = [0f32; MAX_RUN];
+    for (key, score) in scores[..n].iter_mut().enumerate() {
+        let key = &keys[key * stride..][..query.len()];
+        let mut chains = [0f32; CHAINS];
+        let (queries, query_tail) = query.as_chunks::<CHAINS>();
+        let (groups, tail) = key.as_chunks::<CHAINS>();
+        for (queries, group) in queries.iter().zip(groups) {
+            for chain in 0..CHAINS {
+                chains[chain] = madd::<I>(queries[chain], group[chain].widen(), chains[chain]);
+            }
+        }
+        for (chain, (&q, &k)) in query_tail.iter().zip(tail).enumerate() {
+            chains[chain] = madd::<I>(q, k.widen(), chains[chain]);
+        }
+        *score = (chains[0] + chains[1]) + (chains[2] + chains[3]);
+    }
+    scores
+}
+
+/// Folds `n` scores into the running maximum and sum, rescales what was summed before, and returns
+/// the weights of the new keys.
+#[inline(always)]
+fn softmax_step<I: Isa>(
+    mut scores: [f32; MAX_RUN],
+    (n, scale): (usize, f32),
+    (max, sum): (&mut f32, &mut f32),
+    out: &mut [f32],
+) -> [f32; MAX_RUN] {
+    for (key, score) in scores.iter_mut().enumerate() {
+        *score = if key < n { *score * scale } else { f32::NEG_INFINITY };
+    }
+    let best = fold(scores, |a, b| if a > b { a } else { b });
+    let new_max = if best > *max { best } else { *max };
+    if new_max > *max {
+        let correction = exp::<I>(*max - new_max);
+        *sum *= correction;
+        for x in out.iter_mut() {
+            *x *= correction;
+        }
+        *max = new_max;
+    }
+    for score in &mut scores {
+        *score = exp::<I>(*score - new_max);
+    }
+    // Weights past the end are 0.
+    *sum += fold(scores, |a, b| a + b);
+    scores
+}
+
+/// Combines all values pairwise, halving their number each time.
+#[inline(always)]
+fn fold(mut values: [f32; MAX_RUN], combine: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = MAX_RUN / 2;
+    while half > 0 {
+        for i in 0..half {
+            values[i] = combine(values[i], values[i + half]);
+        }
+        half /= 2;
+    }
+    values[0]
+}
+
+/// `out += Σ weight · value`, a vector of the head at a time, keys in order.
+#[inline(always)]
+fn add_values<T: Stored, I: Isa>(
+    isa: I,
+    weights: &[f32],
+    values: &[T],
+    stride: usize,
+    out: &mut [f32],
+) {
+    let dim = out.len();
     let mut at = 0;
-    while at + I::LANES <= a.len() {
-        acc = isa.madd(isa.load(&a[at..]), T::load(isa, &b[at..]), acc);
+    while at < dim {
+        let to = &mut out[at..(at + I::LANES).min(dim)];
+        let whole = to.len() == I::LANES;
+        let mut acc = if whole { isa.load(to) } else { isa.load_part(to) };
+        for (key, &weight) in weights.iter().enumerate() {
+            let value = &values[key * stride + at..][..to.len()];
+            let value = if whole { T::load(isa, value) } else { T::load_part(isa, value) };
+            acc = isa.madd(isa.splat(weight), value, acc);
+        }
+        isa.store(acc, to);
         at += I::LANES;
     }
-    if at < a.len() {
-        acc = isa.madd(isa.load_part(&a[at..]), T::load_part(isa, &b[at..]), acc);
-    }
-    isa.sum(acc)
 }

@@ -31,6 +31,10 @@ pub(crate) trait Isa: Copy + Send + Sync {
     fn madd(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Sum of the lanes, in one fixed order.
     fn sum(self, v: Self::V) -> f32;
+    /// One number in all lanes.
+    fn splat(self, x: f32) -> Self::V;
+    /// Writes as many lanes as the slice takes, at most `LANES`.
+    fn store(self, v: Self::V, to: &mut [f32]);
 }
 
 /// `a * b + c` for one number, fused where that is one instruction.
@@ -95,6 +99,18 @@ impl Isa for Portable {
     #[inline(always)]
     fn sum(self, v: Self::V) -> f32 {
         (v[0] + v[4] + (v[2] + v[6])) + (v[1] + v[5] + (v[3] + v[7]))
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        [x; 8]
+    }
+
+    #[inline(always)]
+    fn store(self, v: Self::V, to: &mut [f32]) {
+        for (to, x) in to.iter_mut().zip(v) {
+            *to = x;
+        }
     }
 }
 
@@ -178,6 +194,26 @@ mod x86 {
                 _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
             }
         }
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> __m256 {
+            // SAFETY: see above.
+            unsafe { _mm256_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        fn store(self, v: __m256, to: &mut [f32]) {
+            match to.first_chunk_mut::<{ Self::LANES }>() {
+                // SAFETY: see above; 8 values are writable.
+                Some(to) => unsafe { to.as_mut_ptr().cast::<__m256>().write_unaligned(v) },
+                None => {
+                    let mut lanes = [0.0; Self::LANES];
+                    self.store(v, &mut lanes);
+                    let n = to.len();
+                    to.copy_from_slice(&lanes[..n]);
+                }
+            }
+        }
     }
 
     impl Isa for Avx512 {
@@ -235,6 +271,25 @@ mod x86 {
         fn sum(self, v: __m512) -> f32 {
             // SAFETY: see above.
             unsafe { _mm512_reduce_add_ps(v) }
+        }
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> __m512 {
+            // SAFETY: see above.
+            unsafe { _mm512_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        fn store(self, v: __m512, to: &mut [f32]) {
+            match to.first_chunk_mut::<{ Self::LANES }>() {
+                // SAFETY: see above; 16 values are writable.
+                Some(to) => unsafe { to.as_mut_ptr().cast::<__m512>().write_unaligned(v) },
+                None => {
+                    let mask = (1u16 << to.len().min(15)) - 1;
+                    // SAFETY: see above; lanes beyond the slice are masked and not written.
+                    unsafe { _mm512_mask_storeu_ps(to.as_mut_ptr(), mask, v) }
+                }
+            }
         }
     }
 }

@@ -60,7 +60,8 @@ pub(crate) fn exp<I: Isa>(x: f32) -> f32 {
     /// Adding and subtracting it rounds to the nearest integer.
     const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.0, 88.0);
-    let n = madd::<I>(clamped, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let shifted = madd::<I>(clamped, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
     let r = madd::<I>(n, -LN2_LOW, madd::<I>(n, -LN2_HIGH, clamped));
     let mut p = 1.0 / 720.0;
     p = madd::<I>(p, r, 1.0 / 120.0);
@@ -69,9 +70,10 @@ pub(crate) fn exp<I: Isa>(x: f32) -> f32 {
     p = madd::<I>(p, r, 0.5);
     p = madd::<I>(p, r, 1.0);
     p = madd::<I>(p, r, 1.0);
-    // n is in -126..=127, so the exponent field neither overflows nor becomes subnormal. NaN
-    // stays NaN through `p`.
-    let scale = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    // The lowest bits of `shifted` are n, which is in -126..=127: the exponent field neither
+    // overflows nor becomes subnormal. NaN stays NaN through `p`.
+    let biased = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127);
+    let scale = f32::from_bits(biased << 23);
     if x < -87.0 { 0.0 } else { p * scale }
 }
 
