@@ -95,11 +95,11 @@ impl Answer {
 /// Waits for a running request.
 ///
 /// # Errors
-/// The engine's, if the request failed.
+/// The engine's, if the request failed or the engine is gone.
 pub fn answer(running: &Running) -> Result<Answer, EngineError> {
     let mut all = Vec::new();
     loop {
-        match running.events.recv().unwrap() {
+        match running.events.recv().map_err(|_| EngineError::Stopped)? {
             Event::Settled { tokens, .. } => all.extend(tokens),
             Event::Finished { reason, usage, trace } => {
                 return Ok(Answer { tokens: all, reason, usage, trace });

@@ -1,0 +1,154 @@
+//! The engine with a scripted model: faults stay with their requests.
+
+use dfastllm_engine::decoding::{DecodingConfig, Preset, Quota, Score, preset};
+use dfastllm_engine::{
+    EngineConfig, EngineError, EngineState, GenerationRequest, ModelLimits, RequestParams,
+    SubmitError,
+};
+use dfastllm_models::{
+    Alignment, Attend, KvPool, LanguageModel, ModelShape, Probe, RaggedRows, ReferenceLoop, Tensor,
+};
+use dfastllm_tests::engine::{CONFIG, Served, answer, greedy, serve_model};
+use dfastllm_tests::fixtures::cpu;
+
+const VOCAB: usize = 16;
+const END: u32 = 1;
+const MASK: u32 = 2;
+/// A row with this token makes the step panic.
+const PANIC: u32 = 13;
+/// A row with this token has logits that are not a number.
+const NAN: u32 = 14;
+
+/// Predicts the token after its own; token 9 is followed by the end.
+struct Counting(Attend);
+
+impl LanguageModel for Counting {
+    fn shape(&self) -> ModelShape {
+        ModelShape { vocab: VOCAB, max_positions: 64, layers: 1, kv_width: 8 }
+    }
+
+    fn alignment(&self) -> Alignment {
+        Alignment::Next
+    }
+
+    fn attend(&self) -> Attend {
+        self.0
+    }
+
+    fn forward(&self, rows: &RaggedRows, _: &mut KvPool, _: &mut Probe<'_>) -> Tensor<2> {
+        assert!(!rows.tokens().contains(&PANIC), "scripted");
+        let hidden: Vec<f32> = rows.tokens().iter().map(|&t| t as f32).collect();
+        Tensor::<1>::from_floats(hidden.as_slice(), &cpu().device).reshape([rows.len(), 1])
+    }
+
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        let rows = hidden.dims()[0];
+        let tokens: Vec<f32> = hidden.into_data().try_to_vec().unwrap();
+        let row = |&token: &f32| {
+            let mut logits = vec![0f32; VOCAB];
+            match token as u32 {
+                NAN => logits[0] = f32::NAN,
+                9 => logits[END as usize] = 10.0,
+                token => logits[(token as usize + 1) % VOCAB] = 10.0,
+            }
+            logits
+        };
+        let logits: Vec<f32> = tokens.iter().flat_map(row).collect();
+        Tensor::<1>::from_floats(logits.as_slice(), &cpu().device).reshape([rows, VOCAB])
+    }
+}
+
+fn scripted(attend: Attend, config: EngineConfig) -> Served {
+    let masked = attend == Attend::Bidirectional;
+    let limits = ModelLimits {
+        vocab: VOCAB,
+        max_model_len: 64,
+        end_ids: vec![END],
+        mask_id: masked.then_some(MASK),
+        reference: masked.then_some(ReferenceLoop::Timesteps),
+    };
+    serve_model(Box::new(Counting(attend)), limits, config)
+}
+
+#[test]
+fn a_step_that_panics_fails_its_requests_and_the_engine_goes_on() {
+    let served = scripted(Attend::Causal, EngineConfig { max_num_seqs: 1, ..CONFIG });
+    let good = served.submit(greedy(&[3], 20, None));
+    let bad = served.submit(greedy(&[PANIC], 20, None));
+    let later = served.submit(greedy(&[5], 20, None));
+    assert_eq!(answer(&good).unwrap().ids(), [4, 5, 6, 7, 8, 9, END]);
+    assert_eq!(answer(&bad).unwrap_err(), EngineError::StepFailed);
+    assert_eq!(answer(&later).unwrap().ids(), [6, 7, 8, 9, END]);
+    let stats = served.handle.stats().snapshot();
+    assert_eq!((stats.failed_steps, stats.state), (1, EngineState::Ready));
+    served.engine.shut_down();
+}
+
+#[test]
+fn a_device_that_keeps_failing_is_given_up() {
+    let served = scripted(Attend::Causal, EngineConfig { max_num_seqs: 1, ..CONFIG });
+    for _ in 0..3 {
+        let bad = served.submit(greedy(&[PANIC], 20, None));
+        assert_eq!(answer(&bad).unwrap_err(), EngineError::StepFailed);
+    }
+    let request = || GenerationRequest::new(greedy(&[3], 4, None), &served.limits).unwrap();
+    // The thread notes its failure after it has told the last request.
+    let refused = loop {
+        match served.handle.submit(request()) {
+            Ok(running) => drop(answer(&running)),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused, SubmitError::Failed);
+    assert_eq!(served.handle.stats().state(), EngineState::Failed);
+}
+
+#[test]
+fn values_that_are_not_finite_fail_their_request_only() {
+    let served = scripted(Attend::Causal, CONFIG);
+    let bad = served.submit(greedy(&[NAN], 20, None));
+    let good = served.submit(greedy(&[7], 20, None));
+    assert_eq!(answer(&bad).unwrap_err(), EngineError::Numerical);
+    assert_eq!(answer(&good).unwrap().ids(), [8, 9, END]);
+    assert_eq!(served.handle.stats().snapshot().numerical_errors, 1);
+}
+
+#[test]
+fn pages_come_back_and_nobody_waits_for_ever() {
+    // Room for two sequences of 20 tokens at a time.
+    let served = scripted(Attend::Causal, EngineConfig { kv_cache_tokens: 64, ..CONFIG });
+    let answers = served.answers((0..30).map(|i| RequestParams {
+        ignore_eos: true,
+        priority: i % 3,
+        ..greedy(&[3, 4, 5], 20, None)
+    }));
+    assert!(answers.iter().all(|a| a.tokens.len() == 20));
+    served.engine.shut_down();
+    assert!(served.handle.stats().snapshot().kv_usage.abs() < 1e-9);
+}
+
+#[test]
+fn a_long_prompt_is_read_in_chunks_of_the_budget() {
+    let config = EngineConfig { max_num_batched_tokens: 8, ..CONFIG };
+    let served = scripted(Attend::Causal, config);
+    let answer = &served.answers([greedy(&[3; 50], 3, None)])[0];
+    assert_eq!(answer.ids(), [4, 5, 6]);
+    assert_eq!(answer.usage.forwards, 3, "a prompt counts once, however it was cut");
+    // Seven chunks, of which the last gives the first token, and two more tokens.
+    assert_eq!(served.handle.stats().snapshot().steps, 9);
+}
+
+#[test]
+fn a_canvas_larger_than_the_budget_is_never_cut() {
+    let config = EngineConfig { max_num_batched_tokens: 8, ..CONFIG };
+    let served = scripted(Attend::Bidirectional, config);
+    let exact = preset(Preset::Exact, ReferenceLoop::EvenSplit, 12);
+    let left = DecodingConfig { score: Score::LeftToRight, quota: Quota::One, ..exact };
+    let answers = served.answers((0..3).map(|_| greedy(&[3], 12, Some(left.clone()))));
+    for answer in answers {
+        assert_eq!(answer.ids(), [4, 5, 6, 7, 8, 9, END]);
+        assert_eq!(answer.usage.forwards, 7);
+        let first = &answer.trace[0];
+        assert_eq!((first.step, first.committed.as_slice()), (1, &[(0, 4)][..]));
+    }
+}
