@@ -13,10 +13,13 @@ use crate::{
     llada, phi,
 };
 
+/// Builds a model from its config and weights.
+type Load = fn(&Value, &mut Weights) -> Result<Box<dyn LanguageModel>, LoadError>;
+
 /// A family: its `model_type` and what its file offers.
 struct Family {
     model_type: &'static str,
-    load: fn(&Value, &mut Weights) -> Result<Box<dyn LanguageModel>, LoadError>,
+    load: Load,
     special: SpecialSources,
     /// A template for checkpoints that bring none.
     chat_template: Option<&'static str>,

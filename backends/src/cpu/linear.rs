@@ -134,12 +134,12 @@ fn tile<I: Isa, W: Stored, const R: usize, const N: usize>(
 ) {
     let (k, outs) = (product.k, product.outs());
     let mut x: [&[f32]; R] = [&[]; R];
-    for r in 0..R {
-        x[r] = &product.x[(row + r) * k..][..k];
+    for (r, x) in x.iter_mut().enumerate() {
+        *x = &product.x[(row + r) * k..][..k];
     }
     let mut w: [&[W]; N] = [&[]; N];
-    for n in 0..N {
-        w[n] = &product.w[(out + n) * k..][..k];
+    for (n, w) in w.iter_mut().enumerate() {
+        *w = &product.w[(out + n) * k..][..k];
     }
     let mut acc = [[isa.zero(); N]; R];
     let mut xs = [isa.zero(); R];

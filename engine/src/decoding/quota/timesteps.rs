@@ -25,7 +25,7 @@ impl Timesteps {
     fn time(&self, index: usize, steps: usize) -> f32 {
         let eps = self.eps as f32;
         let width = (eps - 1.0) / steps as f32;
-        if index < (steps + 1) / 2 {
+        if index < steps.div_ceil(2) {
             1.0 + width * index as f32
         } else {
             eps - width * (steps - index) as f32
