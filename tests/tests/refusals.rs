@@ -1,0 +1,217 @@
+//! What is refused, and how: wrong requests, overload, time, shutdown.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a suite that meets something unforeseen has failed"
+)]
+
+use dfastllm_server::AppState;
+use dfastllm_tests::http::{self, Server, listen, options, serve, serve_builtin};
+use serde_json::{Value, json};
+
+const CAPITAL: &str = "What is the capital of France?";
+const CHAT: &str = "/v1/chat/completions";
+const COMPLETIONS: &str = "/v1/completions";
+
+fn text(answer: &Value) -> &str {
+    answer["choices"][0]["message"]["content"].as_str().unwrap()
+}
+
+fn chat_body(model: &str) -> Value {
+    json!({"model": model, "messages": [{"role": "user", "content": CAPITAL}]})
+}
+
+fn with(mut body: Value, more: Value) -> Value {
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body
+}
+
+/// The message and parameter of a 400.
+async fn refusal(server: &Server, path: &str, body: &Value) -> (String, Value) {
+    let (status, answer) = server.post(path, body).await;
+    assert_eq!(status, 400, "{body} {answer}");
+    let error = &answer["error"];
+    assert!(error["type"].is_string() && error.get("code").is_some(), "{answer}");
+    (error["message"].as_str().unwrap().to_owned(), error["param"].clone())
+}
+
+#[tokio::test]
+async fn wrong_requests_are_refused_by_name() {
+    let server = serve_builtin("tiny-llada").await;
+    for (more, param) in [
+        (json!({"temperature": -1}), "temperature"),
+        (json!({"top_p": 1.5}), "top_p"),
+        (json!({"top_k": -5}), "top_k"),
+        (json!({"n": 0}), "n"),
+        (json!({"n": 1_000_000_000}), "n"),
+        (json!({"max_tokens": -1}), "max_tokens"),
+        (json!({"max_tokens": 1.5}), "max_tokens"),
+        (json!({"max_tokens": 0}), "max_tokens"),
+        (json!({"max_tokens": 600}), "max_tokens"),
+        (json!({"max_tokens": 8, "max_completion_tokens": 9}), "max_completion_tokens"),
+        (json!({"seed": 1e30}), "seed"),
+        (json!({"stop": ["a", "b", "c", "d", "e"]}), "stop"),
+        (json!({"stop": ""}), "stop"),
+        (json!({"logit_bias": {"abc": 1}}), "logit_bias"),
+        (json!({"logit_bias": {"99999": 1}}), "logit_bias"),
+        (json!({"stop_token_ids": [99999]}), "stop_token_ids"),
+        (json!({"presence_penalty": 0.5}), "presence_penalty"),
+        (json!({"logprobs": true}), "logprobs"),
+        (json!({"guided_json": {}}), "guided_json"),
+        (json!({"response_format": {"type": "json_object"}}), "response_format"),
+        (json!({"diffusion": {"cache": "dual"}}), "diffusion.cache"),
+        (json!({"diffusion": {"steps": 7, "block_length": 32}}), "diffusion.steps"),
+        (json!({"diffusion": {"steps": 0}}), "diffusion.steps"),
+        (json!({"messages": []}), "messages"),
+        (json!({"messages": [{"role": "robot", "content": "x"}]}), "messages[0].role"),
+        (json!({"messages": [{"role": "user", "content": 3}]}), "messages[0].content"),
+    ] {
+        let body = with(chat_body("tiny-llada"), more);
+        assert_eq!(refusal(&server, CHAT, &body).await.1, param, "{body}");
+    }
+    let body = json!({"model": "tiny-llada", "prompt": [1, 2, 5000]});
+    assert_eq!(refusal(&server, COMPLETIONS, &body).await.1, "prompt");
+    let (status, answer) =
+        server.post(CHAT, &with(chat_body("tiny-llada"), json!({"max_tokens": 600}))).await;
+    assert_eq!((status, &answer["error"]["code"]), (400, &json!("context_length_exceeded")));
+    let phi = serve_builtin("tiny-phi").await;
+    let body = with(chat_body("tiny-phi"), json!({"diffusion": {"steps": 8}}));
+    assert_eq!(refusal(&phi, CHAT, &body).await.1, "diffusion.steps");
+}
+
+#[tokio::test]
+async fn explicit_nulls_and_bookkeeping_fields_change_nothing() {
+    let server = serve_builtin("tiny-phi").await;
+    let nulls = json!({
+        "max_tokens": null, "temperature": null, "stop": null, "stream_options": null, "n": null,
+        "logit_bias": null, "seed": null, "top_p": null, "tools": null, "diffusion": null,
+        "user": "me", "metadata": {"a": "b"}, "store": false, "presence_penalty": 0,
+        "response_format": {"type": "text"},
+    });
+    let answer = server.chat("tiny-phi", CAPITAL, nulls).await;
+    assert_eq!(text(&answer), "The capital of France is Paris.");
+}
+
+#[tokio::test]
+async fn malformed_bodies_and_routes_get_the_error_shape() {
+    let server = serve_builtin("tiny-phi").await;
+    let url = format!("{}{CHAT}", server.url);
+    let deep = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+    for body in
+        ["", "{", "null", "[]", "{\"model\": 1}", "{} x", deep.as_str(), "{\"a\":\"\\ud800\"}"]
+    {
+        let request = server.client.post(&url).header("content-type", "application/json");
+        let response = request.body(body.to_owned()).send().await.unwrap();
+        assert_eq!(response.status(), 400, "{body:.30}");
+        let answer: Value = response.json().await.unwrap();
+        assert_eq!(answer["error"]["type"], "invalid_request_error");
+    }
+    let plain = server.client.post(&url).body("{}").send().await.unwrap();
+    assert_eq!(plain.status(), 415);
+    let large = server.client.post(&url).header("content-type", "application/json");
+    let large = large.body(vec![b' '; (32 << 20) + 1]).send().await.unwrap();
+    assert_eq!(large.status(), 413);
+    let wrong = server.client.get(&url).send().await.unwrap();
+    assert_eq!(wrong.status(), 405);
+    assert_eq!(wrong.headers()["allow"], "POST");
+    let (status, body) = server.get("/nowhere").await;
+    assert_eq!(status, 404);
+    assert!(serde_json::from_str::<Value>(&body).unwrap()["error"]["message"].is_string());
+}
+
+#[tokio::test]
+async fn request_ids_are_echoed_or_made() {
+    let server = serve_builtin("tiny-phi").await;
+    let get =
+        |id: &str| server.client.get(format!("{}/health", server.url)).header("x-request-id", id);
+    let echoed = get("mine-1").send().await.unwrap();
+    assert_eq!(echoed.headers()["x-request-id"], "mine-1");
+    let long = get(&"x".repeat(500)).send().await.unwrap();
+    assert_eq!(long.headers()["x-request-id"].len(), 36);
+}
+
+#[tokio::test]
+async fn keys_guard_the_api_and_nothing_else() {
+    let server = serve(options("tiny-phi"), vec!["one".to_owned(), "two".to_owned()]).await;
+    let models = format!("{}/v1/models", server.url);
+    assert_eq!(server.get("/v1/models").await.0, 401);
+    let refused =
+        server.client.post(format!("{}{CHAT}", server.url)).body("{}").send().await.unwrap();
+    assert_eq!(refused.headers()["www-authenticate"], "Bearer");
+    for (key, status) in [("two", 200), ("three", 401)] {
+        let response = server.client.get(&models).bearer_auth(key).send().await.unwrap();
+        assert_eq!(response.status(), status);
+    }
+    assert_eq!(server.get("/health").await.0, 200);
+    assert_eq!(server.get("/metrics").await.0, 200);
+}
+
+#[tokio::test]
+async fn before_the_model_is_there_requests_are_told_to_wait() {
+    let (url, task) = listen(AppState::new("soon", vec![])).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let health = client.get(format!("{url}/health")).send().await.unwrap();
+    assert_eq!(health.status(), 503);
+    assert_eq!(health.json::<Value>().await.unwrap()["state"], "loading");
+    let chat = client.post(format!("{url}{CHAT}")).json(&chat_body("soon")).send().await.unwrap();
+    assert_eq!(chat.status(), 503);
+    assert_eq!(chat.headers()["retry-after"], "1");
+    assert_eq!(client.get(format!("{url}/health/live")).send().await.unwrap().status(), 200);
+    task.abort();
+}
+
+/// A request whose answer takes thousands of passes.
+fn endless() -> Value {
+    let settings = json!({"preset": "reference", "steps": 400_000});
+    json!({"model": "tiny-llada", "prompt": "x", "max_tokens": 400, "diffusion": settings})
+}
+
+#[tokio::test]
+async fn a_full_queue_is_429_and_a_disconnect_frees_its_seat() {
+    let mut options = options("tiny-llada");
+    (options.max_num_seqs, options.max_queue) = (1, 1);
+    let server = serve(options, vec![]).await;
+    let running = http::spawn(&server, COMPLETIONS, endless());
+    server.until(|s| s.running == 1).await;
+    let waiting = http::spawn(&server, COMPLETIONS, endless());
+    server.until(|s| s.queued == 1).await;
+    let response = server.send(COMPLETIONS, &endless()).await;
+    assert_eq!(response.status(), 429);
+    assert_eq!(response.headers()["retry-after"], "1");
+    let body: Value = response.json().await.unwrap();
+    assert_eq!(body["error"]["code"], "rate_limit_exceeded");
+    let (_, health) = server.get("/health").await;
+    assert_eq!(serde_json::from_str::<Value>(&health).unwrap()["status"], "degraded");
+    running.abort();
+    waiting.abort();
+    server.until(|s| s.running == 0 && s.queued == 0).await;
+    let answer = server.chat("tiny-llada", CAPITAL, json!({})).await;
+    assert_eq!(text(&answer), "The capital of France is Paris.");
+}
+
+#[tokio::test]
+async fn a_request_out_of_time_is_a_504() {
+    let mut options = options("tiny-llada");
+    options.request_timeout = std::time::Duration::from_millis(200);
+    let server = serve(options, vec![]).await;
+    let (status, body) = server.post(COMPLETIONS, &endless()).await;
+    assert_eq!((status, &body["error"]["type"]), (504, &json!("timeout_error")));
+}
+
+#[tokio::test]
+async fn draining_refuses_new_requests_and_finishes_old_ones() {
+    let server = serve_builtin("tiny-phi").await;
+    let body = json!({"model": "tiny-phi", "prompt": "x", "max_tokens": 400, "ignore_eos": true});
+    let running = http::spawn(&server, COMPLETIONS, body);
+    server.until(|s| s.running == 1).await;
+    server.state.model().unwrap().engine.drain();
+    let refused = server.send(CHAT, &chat_body("tiny-phi")).await;
+    assert_eq!(refused.status(), 503);
+    assert_eq!(server.get("/health/ready").await.0, 503);
+    let (status, answer) = running.await.unwrap();
+    assert_eq!((status, &answer["usage"]["completion_tokens"]), (200, &json!(400)));
+}
