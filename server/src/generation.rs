@@ -8,7 +8,7 @@ use dfastllm_engine::{
     TraceStep, Usage,
 };
 use dfastllm_models::{SpecialTokens, Tokenizer};
-use futures_util::stream::{SelectAll, Stream, StreamExt, select_all};
+use futures_util::stream::{AbortHandle, SelectAll, Stream, StreamExt, abortable, select_all};
 
 use crate::convert::AnswerOptions;
 use crate::metrics::{Outcome, Times};
@@ -43,6 +43,7 @@ struct Choice {
     trace: Vec<TraceStep>,
     started: Instant,
     first_token: Option<Instant>,
+    cancel: AbortHandle,
     done: bool,
 }
 
@@ -55,6 +56,13 @@ impl Choices {
         params: &RequestParams,
         options: &AnswerOptions,
     ) -> Result<Self, ApiError> {
+        let (asked, config) = (prompts.len().saturating_mul(options.n), served.engine.config());
+        let places = config.max_queue.saturating_add(config.max_num_seqs);
+        if asked > places {
+            let message =
+                format!("{asked} choices asked for at once, at most {places} find a place");
+            return Err(ApiError::invalid("n", message));
+        }
         let mut requests = Vec::new();
         for prompt in &prompts {
             for choice in 0..options.n as u64 {
@@ -67,8 +75,10 @@ impl Choices {
         for (index, (prompt_tokens, request)) in requests.into_iter().enumerate() {
             let Running { events: receiver } = served.engine.submit(request)?;
             let stream = receiver.into_stream().map(move |event| (index, event));
+            // A choice that meets a stop string gives its seat back before the others are done.
+            let (stream, cancel) = abortable(stream);
             events.push(Box::pin(stream) as Events);
-            choices.push(Choice::new(&served.tokenizer, options, prompt_tokens));
+            choices.push(Choice::new(&served.tokenizer, options, prompt_tokens, cancel));
             state.metrics().received(prompt_tokens);
         }
         let open = choices.len();
@@ -135,7 +145,12 @@ impl Drop for Choices {
 }
 
 impl Choice {
-    fn new(tokenizer: &Tokenizer, options: &AnswerOptions, prompt_tokens: usize) -> Self {
+    fn new(
+        tokenizer: &Tokenizer,
+        options: &AnswerOptions,
+        prompt_tokens: usize,
+        cancel: AbortHandle,
+    ) -> Self {
         let special = match options.skip_special_tokens {
             true => SpecialTokens::Skip,
             false => SpecialTokens::Include,
@@ -146,6 +161,7 @@ impl Choice {
             trace: Vec::new(),
             started: Instant::now(),
             first_token: None,
+            cancel,
             done: false,
         }
     }
@@ -183,6 +199,7 @@ impl Choice {
         if std::mem::replace(&mut self.done, true) {
             return;
         }
+        self.cancel.abort();
         let times = Times {
             total: self.started.elapsed(),
             first_token: self.first_token.map(|at| at - self.started),

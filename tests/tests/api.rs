@@ -206,6 +206,22 @@ async fn stop_strings_cut_the_text_wherever_they_lie() {
     }
 }
 
+/// The second choice takes hundreds of passes; the first meets its stop string after a few and gives
+/// its seat back at once.
+#[tokio::test]
+async fn a_stopped_choice_frees_its_seat_while_others_run() {
+    let server = serve_builtin("tiny-llada").await;
+    let question = format!("<|user|>\n{CAPITAL}<|end|>\n<|assistant|>\n");
+    let body = json!({
+        "model": "tiny-llada", "prompt": [question, "x"], "max_tokens": 300, "ignore_eos": true,
+        "stop": "The capital", "diffusion": {"quota": "one", "score": "left_to_right"},
+    });
+    let running = dfastllm_tests::http::spawn(&server, COMPLETIONS, body);
+    server.until(|s| s.steps > 5 && s.running == 1).await;
+    running.abort();
+    server.until(|s| s.running == 0).await;
+}
+
 #[tokio::test]
 async fn diffusion_settings_decide_how_an_answer_is_made() {
     let server = serve_builtin("tiny-llada").await;

@@ -73,6 +73,8 @@ async fn wrong_requests_are_refused_by_name() {
         let body = with(chat_body("tiny-llada"), more);
         assert_eq!(refusal(&server, CHAT, &body).await.1, param, "{body}");
     }
+    let many = json!({"model": "tiny-llada", "prompt": vec!["a"; 100], "n": 100});
+    assert_eq!(refusal(&server, COMPLETIONS, &many).await.1, "n");
     let body = json!({"model": "tiny-llada", "prompt": [1, 2, 5000]});
     assert_eq!(refusal(&server, COMPLETIONS, &body).await.1, "prompt");
     let (status, answer) =

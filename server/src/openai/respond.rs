@@ -60,11 +60,11 @@ pub(crate) async fn respond(
 ) -> Result<Response, ApiError> {
     if options.stream {
         // An error before the first event still gets a status of its own.
-        let first = first_update(&mut choices).await?;
+        let first = next_update(&mut choices).await?;
         return Ok(streamed(frame, choices, options, first));
     }
     let mut answers = vec![Answer::default(); choices.len()];
-    while let Some(update) = first_update(&mut choices).await? {
+    while let Some(update) = next_update(&mut choices).await? {
         answers[update.index].add(update);
     }
     for (index, answer) in answers.iter_mut().enumerate() {
@@ -77,7 +77,7 @@ pub(crate) async fn respond(
     Ok(Json(body).into_response())
 }
 
-async fn first_update(choices: &mut Choices) -> Result<Option<Update>, ApiError> {
+async fn next_update(choices: &mut Choices) -> Result<Option<Update>, ApiError> {
     choices.next().await.map_err(|error| {
         choices.fail();
         ApiError::from(error)
