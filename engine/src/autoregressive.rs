@@ -1,7 +1,5 @@
 //! Left to right, one token a pass, over cached keys and values.
 
-use std::sync::Arc;
-
 use dfastllm_models::Attend;
 use dfastllm_models::ops::{ConfidenceOf, Draw, RowParams, RowScore};
 
@@ -45,7 +43,7 @@ impl Autoregressive {
             false => Draw::Greedy,
         };
         let params = RowParams {
-            bias: self.bias(),
+            bias: request.bias_at(position - self.prompt_len),
             filters: request.filters,
             draw,
             confidence_of: ConfidenceOf::Filtered,
@@ -53,15 +51,6 @@ impl Autoregressive {
             ..RowParams::greedy(0)
         };
         Want { position, params, guidance_scale: None }
-    }
-
-    /// The request's bias, with end tokens banned before `min_tokens`.
-    fn bias(&self) -> Arc<[(u32, f32)]> {
-        if self.tokens.len() - self.prompt_len >= self.request.min_tokens {
-            return self.request.bias.clone();
-        }
-        let banned = self.request.end_ids.iter().map(|&id| (id, f32::NEG_INFINITY));
-        self.request.bias.iter().copied().chain(banned).collect()
     }
 }
 

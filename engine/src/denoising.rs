@@ -1,7 +1,6 @@
 //! Masked diffusion: a canvas of open positions, filled in an order that the rules decide.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use dfastllm_models::Attend;
 use dfastllm_models::ops::{Draw, FilterOrder, Filters, RowParams, RowScore};
@@ -91,7 +90,7 @@ impl Denoising {
             TokenNoise::Categorical => FilterOrder::TopPFirst,
         };
         let params = RowParams {
-            bias: self.bias(position),
+            bias: self.request.bias_at(position),
             filters: Filters { order, ..self.request.filters },
             draw,
             confidence_of: self.config.confidence_of,
@@ -101,15 +100,6 @@ impl Denoising {
         let scale = self.config.cfg_scale as f32;
         let guidance_scale = (scale > 0.0).then_some(scale);
         Want { position: self.prompt_len + position, params, guidance_scale }
-    }
-
-    /// The request's bias, with end tokens banned before `min_tokens`.
-    fn bias(&self, position: usize) -> Arc<[(u32, f32)]> {
-        if position >= self.request.min_tokens {
-            return self.request.bias.clone();
-        }
-        let banned = self.request.end_ids.iter().map(|&id| (id, f32::NEG_INFINITY));
-        self.request.bias.iter().copied().chain(banned).collect()
     }
 
     fn span(&self, tokens: Vec<u32>) -> SpanPlan {

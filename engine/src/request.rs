@@ -163,6 +163,15 @@ impl GenerationRequest {
         self
     }
 
+    /// The bias of a generated position: end tokens are banned before `min_tokens`.
+    pub(crate) fn bias_at(&self, position: usize) -> Arc<[(u32, f32)]> {
+        if position >= self.min_tokens {
+            return self.bias.clone();
+        }
+        let banned = self.end_ids.iter().map(|&id| (id, f32::NEG_INFINITY));
+        self.bias.iter().copied().chain(banned).collect()
+    }
+
     /// Longest the sequence can become.
     pub(crate) fn total_len(&self) -> usize {
         self.prompt.len() + self.max_tokens

@@ -11,6 +11,34 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
+/// A question all built-in models answer.
+pub const CAPITAL: &str = "What is the capital of France?";
+/// The chat endpoint.
+pub const CHAT: &str = "/v1/chat/completions";
+/// The completions endpoint.
+pub const COMPLETIONS: &str = "/v1/completions";
+
+/// The content of a chat answer.
+#[must_use]
+pub fn text(answer: &Value) -> &str {
+    answer["choices"][0]["message"]["content"].as_str().unwrap()
+}
+
+/// A chat request with [`CAPITAL`].
+#[must_use]
+pub fn chat_body(model: &str) -> Value {
+    json!({"model": model, "messages": [{"role": "user", "content": CAPITAL}]})
+}
+
+/// A body with more fields.
+#[must_use]
+pub fn with(mut body: Value, more: Value) -> Value {
+    for (key, value) in more.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body
+}
+
 /// A running server; it stops when dropped.
 pub struct Server {
     /// `http://127.0.0.1:port`
@@ -92,11 +120,8 @@ impl Server {
 
     /// A chat answer to one user message.
     pub async fn chat(&self, model: &str, text: &str, more: Value) -> Value {
-        let mut body = json!({"model": model, "messages": [{"role": "user", "content": text}]});
-        for (key, value) in more.as_object().unwrap() {
-            body[key] = value.clone();
-        }
-        let (status, answer) = self.post("/v1/chat/completions", &body).await;
+        let body = json!({"model": model, "messages": [{"role": "user", "content": text}]});
+        let (status, answer) = self.post(CHAT, &with(body, more)).await;
         assert_eq!(status, 200, "{answer}");
         answer
     }

@@ -7,28 +7,11 @@
     reason = "a suite that meets something unforeseen has failed"
 )]
 
-use dfastllm_tests::http::{options, serve, serve_builtin};
+use dfastllm_tests::http::{
+    CAPITAL, CHAT, COMPLETIONS, chat_body, options, serve, serve_builtin, spawn, text, with,
+};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-
-const CAPITAL: &str = "What is the capital of France?";
-const CHAT: &str = "/v1/chat/completions";
-const COMPLETIONS: &str = "/v1/completions";
-
-fn text(answer: &Value) -> &str {
-    answer["choices"][0]["message"]["content"].as_str().unwrap()
-}
-
-fn chat_body(model: &str) -> Value {
-    json!({"model": model, "messages": [{"role": "user", "content": CAPITAL}]})
-}
-
-fn with(mut body: Value, more: Value) -> Value {
-    for (key, value) in more.as_object().unwrap() {
-        body[key] = value.clone();
-    }
-    body
-}
 
 // The eleven checks of the replaced server.
 
@@ -216,7 +199,7 @@ async fn a_stopped_choice_frees_its_seat_while_others_run() {
         "model": "tiny-llada", "prompt": [question, "x"], "max_tokens": 300, "ignore_eos": true,
         "stop": "The capital", "diffusion": {"quota": "one", "score": "left_to_right"},
     });
-    let running = dfastllm_tests::http::spawn(&server, COMPLETIONS, body);
+    let running = spawn(&server, COMPLETIONS, body);
     server.until(|s| s.steps > 5 && s.running == 1).await;
     running.abort();
     server.until(|s| s.running == 0).await;

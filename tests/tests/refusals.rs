@@ -8,27 +8,11 @@
 )]
 
 use dfastllm_server::AppState;
-use dfastllm_tests::http::{self, Server, listen, options, serve, serve_builtin};
+use dfastllm_tests::http::{
+    CAPITAL, CHAT, COMPLETIONS, Server, chat_body, listen, options, serve, serve_builtin, spawn,
+    text, with,
+};
 use serde_json::{Value, json};
-
-const CAPITAL: &str = "What is the capital of France?";
-const CHAT: &str = "/v1/chat/completions";
-const COMPLETIONS: &str = "/v1/completions";
-
-fn text(answer: &Value) -> &str {
-    answer["choices"][0]["message"]["content"].as_str().unwrap()
-}
-
-fn chat_body(model: &str) -> Value {
-    json!({"model": model, "messages": [{"role": "user", "content": CAPITAL}]})
-}
-
-fn with(mut body: Value, more: Value) -> Value {
-    for (key, value) in more.as_object().unwrap() {
-        body[key] = value.clone();
-    }
-    body
-}
 
 /// The message and parameter of a 400.
 async fn refusal(server: &Server, path: &str, body: &Value) -> (String, Value) {
@@ -177,9 +161,9 @@ async fn a_full_queue_is_429_and_a_disconnect_frees_its_seat() {
     let mut options = options("tiny-llada");
     (options.max_num_seqs, options.max_queue) = (1, 1);
     let server = serve(options, vec![]).await;
-    let running = http::spawn(&server, COMPLETIONS, endless());
+    let running = spawn(&server, COMPLETIONS, endless());
     server.until(|s| s.running == 1).await;
-    let waiting = http::spawn(&server, COMPLETIONS, endless());
+    let waiting = spawn(&server, COMPLETIONS, endless());
     server.until(|s| s.queued == 1).await;
     let response = server.send(COMPLETIONS, &endless()).await;
     assert_eq!(response.status(), 429);
@@ -208,7 +192,7 @@ async fn a_request_out_of_time_is_a_504() {
 async fn draining_refuses_new_requests_and_finishes_old_ones() {
     let server = serve_builtin("tiny-phi").await;
     let body = json!({"model": "tiny-phi", "prompt": "x", "max_tokens": 400, "ignore_eos": true});
-    let running = http::spawn(&server, COMPLETIONS, body);
+    let running = spawn(&server, COMPLETIONS, body);
     server.until(|s| s.running == 1).await;
     server.state.model().unwrap().engine.drain();
     let refused = server.send(CHAT, &chat_body("tiny-phi")).await;
