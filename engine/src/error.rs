@@ -54,3 +54,14 @@ pub enum EngineError {
     #[error("the server is shutting down")]
     Stopped,
 }
+
+/// Why an engine could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The operating system refuses the thread.
+    #[error("cannot start the engine thread: {0}")]
+    Thread(#[from] std::io::Error),
+    /// A first pass failed or gave logits that say nothing.
+    #[error("a first pass on the device gives no usable logits; its driver or kernels do not work")]
+    Device,
+}

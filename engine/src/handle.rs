@@ -1,5 +1,6 @@
 //! Starting an engine and talking to it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -11,7 +12,8 @@ use crate::runner::Runner;
 use crate::stats::{EngineState, EngineStats};
 use crate::worker::{Command, Submission, Worker};
 use crate::{
-    EngineError, FinishReason, GenerationRequest, SettledToken, SubmitError, TraceStep, Usage,
+    EngineError, FinishReason, GenerationRequest, SettledToken, StartError, SubmitError, TraceStep,
+    Usage,
 };
 
 /// Sizes of an engine.
@@ -74,22 +76,26 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Allocates the key/value pool and starts the engine thread.
+    /// Allocates the key/value pool, tries a first pass and starts the engine thread.
     ///
     /// # Errors
-    /// When the operating system refuses the thread.
+    /// When the first pass does not work or the operating system refuses the thread.
     pub fn start(
         model: Box<dyn LanguageModel>,
         kv_dtype: DType,
         device: &Device,
         config: EngineConfig,
-    ) -> std::io::Result<Self> {
+    ) -> Result<Self, StartError> {
         let pages = config.kv_cache_tokens.div_ceil(PAGE_SIZE);
         let pool = KvPool::new(model.shape().kv_shape(pages, PAGE_SIZE), kv_dtype, device);
         // One place for every request that may wait, and one for the order to stop.
         let (commands, inbox) = flume::bounded(config.max_queue + 1);
         let stats = Arc::new(EngineStats::default());
-        let worker = Worker::new(Runner::new(model, pool), inbox, stats.clone(), config);
+        let mut runner = Runner::new(model, pool);
+        if !catch_unwind(AssertUnwindSafe(|| runner.makes_sense())).unwrap_or(false) {
+            return Err(StartError::Device);
+        }
+        let worker = Worker::new(runner, inbox, stats.clone(), config);
         let thread =
             std::thread::Builder::new().name("engine".to_owned()).spawn(|| worker.run())?;
         let next_id = Arc::new(AtomicU64::new(1));

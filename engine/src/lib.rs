@@ -22,7 +22,7 @@ mod scheduler;
 mod stats;
 mod worker;
 
-pub use error::{EngineError, RequestError, SubmitError};
+pub use error::{EngineError, RequestError, StartError, SubmitError};
 pub use handle::{Engine, EngineConfig, EngineHandle, Event, Running};
 pub use output::{FinishReason, SettledToken, TextAssembler, TraceStep, Usage};
 pub use request::{GenerationRequest, ModelLimits, RequestParams, Sampling};

@@ -1,6 +1,6 @@
 //! The only caller of the model: plans of one step in, scores out.
 
-use dfastllm_models::ops::{Guidance, RowScore, score_rows, select_rows};
+use dfastllm_models::ops::{Guidance, RowParams, RowScore, score_rows, select_rows};
 use dfastllm_models::{
     Alignment, KvPool, LanguageModel, PAGE_SIZE, RaggedRows, RowsError, SpanRequest, unobserved,
 };
@@ -22,6 +22,16 @@ pub(crate) struct Runner {
 impl Runner {
     pub(crate) fn new(model: Box<dyn LanguageModel>, pool: KvPool) -> Self {
         Self { model, pool }
+    }
+
+    /// Whether a short pass gives logits that say something: finite and not all alike. A device
+    /// whose kernels fail to compile may go on with zeros instead of an error.
+    pub(crate) fn makes_sense(&mut self) -> bool {
+        let Ok(rows) = RaggedRows::single(&[0, 1, 2], self.model.attend()) else { return false };
+        let hidden = self.model.forward(&rows, &mut self.pool, &mut unobserved);
+        let params: Vec<RowParams> = (0..rows.len()).map(RowParams::greedy).collect();
+        let flat = (self.model.shape().vocab as f64).ln() - 1e-9;
+        score_rows(self.model.logits(hidden), &params).iter().all(|s| s.finite && s.entropy < flat)
     }
 
     /// Runs one pass over all plans; returns the scores of each plan's wants, in order.
@@ -69,14 +79,14 @@ impl Runner {
         want: &Want,
         first_rows: &[usize],
         scored_rows: &mut Vec<usize>,
-    ) -> dfastllm_models::ops::RowParams {
+    ) -> RowParams {
         let mut note = |span: usize| {
             scored_rows.push(first_rows[span] + self.row_of(&plan.spans[span], want.position));
             scored_rows.len() - 1
         };
         let row = note(0);
         let guidance = want.guidance_scale.map(|scale| Guidance { row: note(1), scale });
-        dfastllm_models::ops::RowParams { row, guidance, ..want.params.clone() }
+        RowParams { row, guidance, ..want.params.clone() }
     }
 
     /// The row of a span whose logits predict a position. Position 0 has no row before it and

@@ -77,10 +77,8 @@ impl Weights {
             },
         };
         match read {
-            Some(data) => {
-                let own = data.dtype();
-                Tensor::<D>::from_data(data, (&self.device, own)).cast(dtype)
-            }
+            // Converted here, because a device need not know the checkpoint's dtype: wgpu has no bf16.
+            Some(data) => Tensor::<D>::from_data(data.convert_dtype(dtype), (&self.device, dtype)),
             None => Tensor::<D>::zeros([1; D], (&self.device, dtype)),
         }
     }

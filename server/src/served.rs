@@ -92,7 +92,7 @@ impl ServedModel {
         let limits = ModelLimits::new(&loaded, max_model_len);
         let kv_dtype = loaded.precision.kv;
         let engine = Engine::start(loaded.model, kv_dtype, &device.device, config)
-            .map_err(|e| format!("cannot start the engine thread: {e}"))?;
+            .map_err(|e| format!("{}: {e}", device.spec))?;
         let served = Self {
             names: options.names.clone(),
             family: loaded.family,

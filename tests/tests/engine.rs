@@ -9,11 +9,12 @@
 
 use dfastllm_engine::decoding::{DecodingConfig, Preset, Quota, Score, preset};
 use dfastllm_engine::{
-    EngineConfig, EngineError, EngineState, GenerationRequest, ModelLimits, RequestParams,
-    SubmitError,
+    Engine, EngineConfig, EngineError, EngineState, GenerationRequest, ModelLimits, RequestParams,
+    StartError, SubmitError,
 };
 use dfastllm_models::{
-    Alignment, Attend, KvPool, LanguageModel, ModelShape, Probe, RaggedRows, ReferenceLoop, Tensor,
+    Alignment, Attend, DType, KvPool, LanguageModel, ModelShape, Probe, RaggedRows, ReferenceLoop,
+    Tensor,
 };
 use dfastllm_tests::engine::{CONFIG, Served, answer, greedy, serve_model};
 use dfastllm_tests::fixtures::cpu;
@@ -28,6 +29,37 @@ const NAN: u32 = 14;
 
 /// Predicts the token after its own; token 9 is followed by the end.
 struct Counting(Attend);
+
+/// What a device does whose kernels failed to compile.
+struct Zeros;
+
+impl LanguageModel for Zeros {
+    fn shape(&self) -> ModelShape {
+        Counting(Attend::Causal).shape()
+    }
+
+    fn alignment(&self) -> Alignment {
+        Alignment::Next
+    }
+
+    fn attend(&self) -> Attend {
+        Attend::Causal
+    }
+
+    fn forward(&self, rows: &RaggedRows, _: &mut KvPool, _: &mut Probe<'_>) -> Tensor<2> {
+        Tensor::zeros([rows.len(), VOCAB], &cpu().device)
+    }
+
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        hidden
+    }
+}
+
+#[test]
+fn a_device_that_computes_nothing_is_found_out_at_the_start() {
+    let started = Engine::start(Box::new(Zeros), DType::F32, &cpu().device, CONFIG);
+    assert!(matches!(started, Err(StartError::Device)));
+}
 
 impl LanguageModel for Counting {
     fn shape(&self) -> ModelShape {
