@@ -166,7 +166,7 @@ impl Denoising {
 
 impl Block {
     fn new(positions: Range<usize>, config: &DecodingConfig, length: usize) -> Self {
-        let steps = config.quota.steps().map_or(0, |steps| steps / config.blocks(length));
+        let steps = config.quota.steps().map_or(0, |steps| steps.div_ceil(config.blocks(length)));
         let open = positions.len();
         Self { positions, state: BlockState { step: 0, steps, open, open_at_start: open } }
     }

@@ -62,6 +62,8 @@ pub enum StartError {
     #[error("cannot start the engine thread: {0}")]
     Thread(#[from] std::io::Error),
     /// A first pass failed or gave logits that say nothing.
-    #[error("a first pass on the device gives no usable logits; its driver or kernels do not work")]
+    #[error(
+        "a first pass gives no usable logits: the weights hold no numbers, or the device fails"
+    )]
     Device,
 }

@@ -38,6 +38,8 @@ pub enum Event {
         tokens: Vec<SettledToken>,
         /// Passes used so far.
         forwards: usize,
+        /// Commits since the last event, step by step, if asked for.
+        trace: Vec<TraceStep>,
     },
     /// The request is done.
     Finished {
@@ -45,7 +47,7 @@ pub enum Event {
         reason: FinishReason,
         /// What it took.
         usage: Usage,
-        /// Commits step by step, if asked for.
+        /// Commits since the last event, step by step, if asked for.
         trace: Vec<TraceStep>,
     },
     /// The request ended without an answer.
@@ -87,14 +89,16 @@ impl Engine {
         config: EngineConfig,
     ) -> Result<Self, StartError> {
         let pages = config.kv_cache_tokens.div_ceil(PAGE_SIZE);
-        let pool = KvPool::new(model.shape().kv_shape(pages, PAGE_SIZE), kv_dtype, device);
         // One place for every request that may wait, and one for the order to stop.
         let (commands, inbox) = flume::bounded(config.max_queue + 1);
         let stats = Arc::new(EngineStats::default());
-        let mut runner = Runner::new(model, pool);
-        if !catch_unwind(AssertUnwindSafe(|| runner.makes_sense())).unwrap_or(false) {
-            return Err(StartError::Device);
-        }
+        let try_out = || {
+            let pool = KvPool::new(model.shape().kv_shape(pages, PAGE_SIZE), kv_dtype, device);
+            let mut runner = Runner::new(model, pool);
+            runner.makes_sense().then_some(runner)
+        };
+        let runner = catch_unwind(AssertUnwindSafe(try_out)).ok().flatten();
+        let runner = runner.ok_or(StartError::Device)?;
         let worker = Worker::new(runner, inbox, stats.clone(), config);
         let thread =
             std::thread::Builder::new().name("engine".to_owned()).spawn(|| worker.run())?;

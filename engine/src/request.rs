@@ -123,7 +123,7 @@ impl GenerationRequest {
         check_ids("stop_token_ids", &params.stop_token_ids, limits.vocab)?;
         let decoding = match (params.decoding, limits.mask_id) {
             (Some(config), Some(mask_id)) => {
-                config.validate(params.max_tokens)?;
+                config.validate()?;
                 Some((config, mask_id))
             }
             (None, None) => None,

@@ -27,7 +27,9 @@ impl Runner {
     /// Whether a short pass gives logits that say something: finite and not all alike. A device
     /// whose kernels fail to compile may go on with zeros instead of an error.
     pub(crate) fn makes_sense(&mut self) -> bool {
-        let Ok(rows) = RaggedRows::single(&[0, 1, 2], self.model.attend()) else { return false };
+        let last = (self.model.shape().vocab as u32).saturating_sub(1);
+        let tokens = [0, 1, 2].map(|token| last.min(token));
+        let Ok(rows) = RaggedRows::single(&tokens, self.model.attend()) else { return false };
         let hidden = self.model.forward(&rows, &mut self.pool, &mut unobserved);
         let params: Vec<RowParams> = (0..rows.len()).map(RowParams::greedy).collect();
         let flat = (self.model.shape().vocab as f64).ln() - 1e-9;

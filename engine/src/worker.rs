@@ -39,7 +39,8 @@ pub(crate) enum Command {
 struct Active {
     generation: Box<dyn Generation>,
     events: flume::Sender<Event>,
-    deadline: Instant,
+    /// `None` if it lies beyond what the clock can tell.
+    deadline: Option<Instant>,
     timeout_seconds: u64,
     usage: Usage,
     denoises: bool,
@@ -54,6 +55,17 @@ pub(crate) struct Worker {
     active: HashMap<u64, Active>,
     stopping: bool,
     failed_in_a_row: u32,
+}
+
+/// However the thread ends, nothing waits any more; unless it was told to stop, it has failed.
+impl Drop for Worker {
+    fn drop(&mut self) {
+        if !self.stopping {
+            self.stats.set_state(EngineState::Failed);
+        }
+        self.stats.queued.store(0, Relaxed);
+        self.stats.running.store(0, Relaxed);
+    }
 }
 
 impl Worker {
@@ -91,7 +103,6 @@ impl Worker {
         for id in self.active.keys().copied().collect::<Vec<_>>() {
             self.fail(id, EngineError::Stopped);
         }
-        self.publish();
     }
 
     /// Takes what has been sent; waits for something if there is nothing to do. False at the end.
@@ -125,7 +136,7 @@ impl Worker {
     fn accept(&mut self, submission: Submission) {
         let Submission { id, arrival, events, request } = submission;
         let timeout_seconds = request.timeout.as_secs();
-        let deadline = arrival + request.timeout;
+        let deadline = arrival.checked_add(request.timeout);
         let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
         let priority = request.priority;
         let denoises = request.decoding.is_some();
@@ -143,7 +154,7 @@ impl Worker {
     fn drop_cancelled_and_late(&mut self) {
         let now = Instant::now();
         let waiting_before = self.scheduler.waiting();
-        let gone = |a: &Active| a.events.is_disconnected() || a.deadline <= now;
+        let gone = |a: &Active| a.events.is_disconnected() || a.deadline.is_some_and(|d| d <= now);
         let ids: Vec<u64> =
             self.active.iter().filter(|(_, a)| gone(a)).map(|(id, _)| *id).collect();
         for id in ids {
@@ -215,8 +226,8 @@ impl Worker {
         }
         // The channel holds every event a request can have; an error means nobody listens.
         if !tokens.is_empty() {
-            let forwards = active.usage.forwards;
-            let _ = active.events.try_send(Event::Settled { tokens, forwards });
+            let (forwards, trace) = (active.usage.forwards, active.generation.take_trace());
+            let _ = active.events.try_send(Event::Settled { tokens, forwards, trace });
         }
         if let Some(reason) = active.generation.finish() {
             let trace = active.generation.take_trace();

@@ -50,7 +50,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let running = engine.handle().submit(GenerationRequest::new(params, &limits)?)?;
     let mut canvas = vec!["▢".to_owned(); LENGTH];
     for event in &running.events {
-        let Event::Finished { trace, .. } = event else { continue };
+        let (Event::Settled { trace, .. } | Event::Finished { trace, .. }) = event else {
+            return Err("the request failed".into());
+        };
         for step in trace {
             for (position, id) in step.committed {
                 canvas[position] = tokenizer.decode(&[id], SpecialTokens::Include);

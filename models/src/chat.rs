@@ -38,14 +38,16 @@ impl ChatTemplate {
             None => template_text(&config["chat_template"]),
         };
         let Some(text) = own.or_else(|| family.map(str::to_owned)) else { return Ok(None) };
-        let mut special = serde_json::Map::new();
-        for name in ["bos_token", "eos_token", "pad_token", "unk_token", "mask_token"] {
-            let token = config[name].as_str().or_else(|| config[name]["content"].as_str());
-            if let Some(token) = token {
-                special.insert(name.to_owned(), token.into());
-            }
-        }
-        Self::new(&text, special).map(Some)
+        Self::new(&text, special_tokens(&config)).map(Some)
+    }
+
+    /// A template of the user's for a checkpoint, whose special tokens it may name.
+    ///
+    /// # Errors
+    /// When it is not valid Jinja or `tokenizer_config.json` is damaged.
+    pub fn for_checkpoint(files: &ModelFiles, text: &str) -> Result<Self, LoadError> {
+        let config: Value = files.json("tokenizer_config.json")?.unwrap_or_default();
+        Self::new(text, special_tokens(&config))
     }
 
     /// Compiles a template text; `special_tokens` are variables such as `bos_token`.
@@ -91,6 +93,18 @@ impl ChatTemplate {
         };
         self.environment.get_template(NAME).and_then(|t| t.render(given)).map_err(text)
     }
+}
+
+/// `bos_token` and its like: a text, or an object with one.
+fn special_tokens(config: &Value) -> serde_json::Map<String, Value> {
+    let mut special = serde_json::Map::new();
+    for name in ["bos_token", "eos_token", "pad_token", "unk_token", "mask_token"] {
+        let token = config[name].as_str().or_else(|| config[name]["content"].as_str());
+        if let Some(token) = token {
+            special.insert(name.to_owned(), token.into());
+        }
+    }
+    special
 }
 
 /// `chat_template` is a text, or a list of named texts of which `default` counts.

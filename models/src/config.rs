@@ -73,7 +73,13 @@ pub(crate) fn require_heads(
         let expected = format!("a divisor of {} ({})", heads.0, heads.1);
         return Err(unsupported(kv_heads.0, kv_heads.1.to_string(), expected));
     }
-    Ok(hidden.1 / heads.1)
+    let head_dim = hidden.1 / heads.1;
+    if !head_dim.is_multiple_of(2) {
+        let expected =
+            format!("heads of an even size, not {head_dim}: rotary embedding pairs them");
+        return Err(unsupported(heads.0, heads.1.to_string(), expected));
+    }
+    Ok(head_dim)
 }
 
 pub(crate) fn unsupported(field: &'static str, found: String, expected: String) -> LoadError {

@@ -79,7 +79,7 @@ pub struct LoadedModel {
     pub family: &'static str,
 }
 
-/// Loads a checkpoint onto a device. The tokenizer is checked before any weight is read.
+/// Loads a checkpoint onto a device.
 ///
 /// # Errors
 /// When a file is missing or damaged, or asks for something that is not computed here.

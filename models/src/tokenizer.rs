@@ -36,11 +36,16 @@ pub struct Tokenizer {
 impl Tokenizer {
     /// From `tokenizer.json`, or from `vocab.json` and `merges.txt`.
     pub(crate) fn load(files: &ModelFiles) -> Result<Self, LoadError> {
-        let inner = match files.read("tokenizer.json")? {
+        let mut inner = match files.read("tokenizer.json")? {
             Some(content) => tokenizers::Tokenizer::from_bytes(&content)
                 .map_err(|e| error(files, "tokenizer.json", &e.to_string()))?,
             None => from_vocab_and_merges(files)?,
         };
+        // Length limits are the server's business: a cut prompt would be answered as if it were whole.
+        inner
+            .with_padding(None)
+            .with_truncation(None)
+            .map_err(|e| error(files, "tokenizer.json", &e.to_string()))?;
         let highest = inner.get_vocab(true).into_values().max();
         Ok(Self { inner: Arc::new(inner), size: highest.map_or(0, |id| id as usize + 1) })
     }

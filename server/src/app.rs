@@ -14,8 +14,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::metrics::Metrics;
 use crate::{ApiError, ServedModel, auth, health, openai};
 
-/// Largest request body; a prompt of a million tokens fits.
-const MAX_BODY_BYTES: usize = 32 << 20;
+/// Largest request body. Parsed JSON takes many times its text; the longest context served, 131072
+/// token ids, is under 1 MB.
+const MAX_BODY_BYTES: usize = 4 << 20;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID: usize = 128;
 

@@ -73,9 +73,9 @@ pub(crate) fn convert(
     served: &ServedModel,
 ) -> Result<(RequestParams, AnswerOptions), ApiError> {
     let mut given = common.diffusion.take().unwrap_or_default();
-    collect_aliases(&mut common.rest, &mut given);
-    if let Some(length) = common.gen_length.take().filter(|v| !v.is_null()) {
-        given.insert("gen_length".to_owned(), length);
+    collect_aliases(&mut common.rest, &mut given)?;
+    if served.limits.reference.is_none() {
+        refuse_diffusion(&given)?;
     }
     let fields = DiffusionFields::new(given)?;
     refuse_rest(&common.rest)?;
@@ -83,14 +83,7 @@ pub(crate) fn convert(
     let max_tokens = max_tokens.unwrap_or_else(|| default_tokens(endpoint, longest_prompt, served));
     let decoding = match served.limits.reference {
         Some(published) => Some(fields.config(served.preset, published, max_tokens)?),
-        None => {
-            if let Some(field) = fields.first() {
-                let message =
-                    format!("{field} is for diffusion models; this one is autoregressive");
-                return Err(ApiError::unsupported(&format!("diffusion.{field}"), message));
-            }
-            None
-        }
+        None => None,
     };
     let trace = fields.trace()?;
     let params = RequestParams {
@@ -128,6 +121,18 @@ fn answer_options(common: &Common, trace: bool) -> Result<AnswerOptions, ApiErro
         include_usage: stream_options.include_usage.unwrap_or(false),
         continuous_usage: stream_options.continuous_usage_stats.unwrap_or(false),
     })
+}
+
+/// Refuses diffusion settings of a request to an autoregressive model.
+pub(crate) fn refuse_diffusion(given: &Map<String, Value>) -> Result<(), ApiError> {
+    match given.iter().find(|(_, value)| !value.is_null()) {
+        None => Ok(()),
+        Some((field, _)) => {
+            let field: String = field.chars().take(64).collect();
+            let message = format!("{field} is for diffusion models; this one is autoregressive");
+            Err(ApiError::unsupported(&format!("diffusion.{field}"), message))
+        }
+    }
 }
 
 /// Refuses fields that nothing here honours, unless their value asks for nothing.
@@ -262,7 +267,7 @@ fn seed(common: &Common, served: &ServedModel) -> Result<u64, ApiError> {
     }
 }
 
-fn entropy() -> u64 {
+pub(crate) fn entropy() -> u64 {
     // Without an entropy source a fixed seed still gives a valid answer.
     rand::rngs::SysRng.try_next_u64().unwrap_or(0)
 }

@@ -47,6 +47,9 @@ const NOT_YET: [&str; 17] = [
     "logits_eos_inf",
 ];
 
+/// Values of those fields that ask for what is done anyway.
+const NEUTRAL: [(&str, &str); 3] = [("cache", "none"), ("remask", "none"), ("canvas", "fixed")];
+
 /// Fields that are computed.
 const FIELDS: [&str; 11] = [
     "preset",
@@ -64,14 +67,21 @@ const FIELDS: [&str; 11] = [
 
 /// Moves aliases from the top level of a request into its `diffusion` object, under their own
 /// names, where [`DiffusionFields::new`] reads them.
-pub(crate) fn collect_aliases(rest: &mut Map<String, Value>, diffusion: &mut Map<String, Value>) {
+pub(crate) fn collect_aliases(
+    rest: &mut Map<String, Value>,
+    diffusion: &mut Map<String, Value>,
+) -> Result<(), ApiError> {
     for (alias, _) in ALIASES {
-        if let Some(value) = rest.remove(alias)
-            && !value.is_null()
+        let Some(value) = rest.remove(alias).filter(|v| !v.is_null()) else { continue };
+        if let Some(inner) = diffusion.insert(alias.to_owned(), value.clone())
+            && !inner.is_null()
+            && inner != value
         {
-            diffusion.entry(alias).or_insert(value);
+            let message = format!("{alias} is {value}, but diffusion.{alias} is {inner}");
+            return Err(ApiError::invalid(alias, message));
         }
     }
+    Ok(())
 }
 
 /// A request's diffusion fields under their own names, `null`s left out.
@@ -92,11 +102,6 @@ impl DiffusionFields {
             }
         }
         Ok(Self(fields))
-    }
-
-    /// The first field present, for refusals.
-    pub(crate) fn first(&self) -> Option<&str> {
-        self.0.keys().next().map(String::as_str)
     }
 
     pub(crate) fn trace(&self) -> Result<bool, ApiError> {
@@ -135,15 +140,8 @@ impl DiffusionFields {
             cfg_scale: self.number("cfg_scale")?.unwrap_or(base.cfg_scale),
             ..base
         };
-        if let (Preset::Reference, Region::Blocks(size)) = (named, config.region)
-            && size > 0
-            && !length.is_multiple_of(size)
-        {
-            let message = format!(
-                "block_length is {size}, which does not divide the generated length {length}; \
-                 the reference loop needs it to"
-            );
-            return Err(ApiError::invalid("diffusion.block_length", message));
+        if named == Preset::Reference {
+            check_division(&config, length)?;
         }
         Ok(config)
     }
@@ -262,11 +260,35 @@ impl DiffusionFields {
     }
 }
 
+/// The published loops need blocks to divide the canvas and steps to divide among the blocks.
+fn check_division(config: &DecodingConfig, length: usize) -> Result<(), ApiError> {
+    if let Region::Blocks(size) = config.region
+        && size > 0
+        && !length.is_multiple_of(size)
+    {
+        let message = format!(
+            "block_length is {size}, which does not divide the generated length {length}; \
+             the reference loop needs it to"
+        );
+        return Err(ApiError::invalid("diffusion.block_length", message));
+    }
+    let blocks = config.blocks(length);
+    match config.quota.steps() {
+        Some(steps) if !steps.is_multiple_of(blocks) => {
+            let message = format!(
+                "steps is {steps}, expected a multiple of the number of blocks ({blocks}) \
+                 in the reference loop"
+            );
+            Err(ApiError::invalid("diffusion.steps", message))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The field and value an entry stands for; `None` if it stands for the default.
 fn resolve(name: &str, value: Value) -> Result<Option<(&str, Value)>, ApiError> {
     if NOT_YET.contains(&name) {
-        let neutral = ["none", "fixed"];
-        if value.as_str().is_some_and(|v| neutral.contains(&v)) || value == Value::Bool(false) {
+        if NEUTRAL.iter().any(|(field, neutral)| *field == name && value == *neutral) {
             return Ok(None);
         }
         let message = format!("diffusion.{name} is not available in this version");
@@ -356,6 +378,8 @@ mod tests {
             (json!({"steps": 8, "threshold": 0.9}), "threshold another one"),
             (json!({"quota": "one", "threshold": 0.9}), "quota is one"),
             (json!({"alg": "entropy", "score": "margin"}), "score is"),
+            (json!({"preset": "reference", "block_length": 32, "steps": 7}), "a multiple"),
+            (json!({"window": "none"}), "diffusion.window is not available"),
             (json!({"cache": "dual"}), "diffusion.cache is not available"),
             (json!({"factor": 1.0}), "diffusion.factor is not available"),
             (json!({"stepz": 1}), "unknown field diffusion.stepz"),

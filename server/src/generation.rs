@@ -8,7 +8,7 @@ use dfastllm_engine::{
     TraceStep, Usage,
 };
 use dfastllm_models::{SpecialTokens, Tokenizer};
-use futures_util::stream::{AbortHandle, SelectAll, Stream, StreamExt, abortable, select_all};
+use futures_util::stream::{AbortHandle, SelectAll, Stream, StreamExt, abortable};
 
 use crate::convert::AnswerOptions;
 use crate::metrics::{Outcome, Times};
@@ -56,8 +56,8 @@ impl Choices {
         params: &RequestParams,
         options: &AnswerOptions,
     ) -> Result<Self, ApiError> {
-        let (asked, config) = (prompts.len().saturating_mul(options.n), served.engine.config());
-        let places = config.max_queue.saturating_add(config.max_num_seqs);
+        let asked = prompts.len().saturating_mul(options.n);
+        let places = served.engine.config().max_queue;
         if asked > places {
             let message =
                 format!("{asked} choices asked for at once, at most {places} find a place");
@@ -71,18 +71,20 @@ impl Choices {
                 requests.push((prompt.len(), GenerationRequest::new(params, &served.limits)?));
             }
         }
-        let (mut choices, mut events) = (Vec::new(), Vec::new());
+        // Dropped when a later request is refused, which cancels and counts the earlier ones.
+        let mut this =
+            Self { state: state.clone(), events: SelectAll::new(), choices: Vec::new(), open: 0 };
         for (index, (prompt_tokens, request)) in requests.into_iter().enumerate() {
             let Running { events: receiver } = served.engine.submit(request)?;
             let stream = receiver.into_stream().map(move |event| (index, event));
             // A choice that meets a stop string gives its seat back before the others are done.
             let (stream, cancel) = abortable(stream);
-            events.push(Box::pin(stream) as Events);
-            choices.push(Choice::new(&served.tokenizer, options, prompt_tokens, cancel));
+            this.events.push(Box::pin(stream) as Events);
+            this.choices.push(Choice::new(&served.tokenizer, options, prompt_tokens, cancel));
             state.metrics().received(prompt_tokens);
         }
-        let open = choices.len();
-        Ok(Self { state: state.clone(), events: select_all(events), choices, open })
+        this.open = this.choices.len();
+        Ok(this)
     }
 
     /// The next update, or `None` when every choice has ended.
@@ -169,7 +171,8 @@ impl Choice {
     fn take(&mut self, index: usize, event: Event) -> Result<Update, EngineError> {
         let mut update = Update { index, text: String::new(), token_ids: Vec::new(), finish: None };
         match event {
-            Event::Settled { tokens, forwards } => {
+            Event::Settled { tokens, forwards, trace } => {
+                self.trace.extend(trace);
                 self.first_token.get_or_insert_with(Instant::now);
                 self.usage.forwards = forwards;
                 for token in &tokens {
@@ -188,7 +191,7 @@ impl Choice {
                 let stopped = self.assembler.is_stopped();
                 update.finish = Some(if stopped { FinishReason::Stop } else { reason });
                 self.usage.forwards = usage.forwards;
-                self.trace = trace;
+                self.trace.extend(trace);
             }
             Event::Failed(error) => return Err(error),
         }

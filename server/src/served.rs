@@ -7,6 +7,9 @@ use dfastllm_engine::decoding::Preset;
 use dfastllm_engine::{Engine, EngineConfig, EngineHandle, ModelLimits};
 use dfastllm_models::{ChatTemplate, GenerationDefaults, LoadedModel, ModelFiles, Tokenizer, load};
 
+/// Taken for the memory of devices that do not tell theirs.
+const UNKNOWN_MEMORY_BYTES: u64 = 8 << 30;
+
 /// How a model is loaded and served.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
@@ -133,20 +136,22 @@ fn kv_cache_tokens(
     max_model_len: usize,
 ) -> Result<usize, String> {
     if loaded.special.mask_id.is_some() {
-        return Ok(0);
+        return match options.kv_cache_tokens {
+            None => Ok(0),
+            Some(_) => Err("--kv-cache-tokens: this model keeps no keys and values".to_owned()),
+        };
     }
-    let shape = loaded.model.shape();
-    let bytes_each = shape.kv_shape(1, 1).bytes(loaded.precision.kv).max(1);
-    let affordable = device.info.free_memory_bytes.map(|free| free / 4 / bytes_each);
-    let affordable = usize::try_from(affordable.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-    let tokens = match options.kv_cache_tokens {
-        Some(tokens) => tokens,
-        None => options.max_num_seqs.saturating_mul(max_model_len).min(affordable),
-    };
-    if tokens < max_model_len {
+    let bytes_each = loaded.model.shape().kv_shape(1, 1).bytes(loaded.precision.kv).max(1);
+    let info = &device.info;
+    let memory = info.free_memory_bytes.or(info.total_memory_bytes).unwrap_or(UNKNOWN_MEMORY_BYTES);
+    let room = |bytes: u64| usize::try_from(bytes / bytes_each).unwrap_or(usize::MAX);
+    let wanted = options.max_num_seqs.saturating_mul(max_model_len);
+    let tokens = options.kv_cache_tokens.unwrap_or_else(|| wanted.min(room(memory / 4)));
+    if tokens < max_model_len || tokens > room(memory) {
         return Err(format!(
-            "the key/value cache holds {tokens} tokens, less than one sequence of {max_model_len}: \
-             set --max-model-len or --kv-cache-tokens"
+            "the key/value cache would hold {tokens} tokens, expected {max_model_len} (one whole \
+             sequence) to {} (the memory): set --max-model-len or --kv-cache-tokens",
+            room(memory)
         ));
     }
     Ok(tokens)

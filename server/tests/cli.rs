@@ -174,7 +174,7 @@ fn mistakes_exit_2_with_one_line() {
         vec!["serve", "--config", "/no/such/file.toml"],
         vec!["generate", "--prompt", "x", "--max-tokens", "0"],
         vec!["generate", "--prompt", "x", "--diffusion", "{"],
-        vec!["generate", "--prompt", "x", "--diffusion", r#"{"steps": 7}"#],
+        vec!["generate", "--prompt", "x", "--diffusion", r#"{"steps": 0}"#],
         vec!["nonsense"],
     ] {
         let output = run(&args);

@@ -97,12 +97,16 @@ impl Answer {
 /// # Errors
 /// The engine's, if the request failed or the engine is gone.
 pub fn answer(running: &Running) -> Result<Answer, EngineError> {
-    let mut all = Vec::new();
+    let (mut all, mut steps) = (Vec::new(), Vec::new());
     loop {
         match running.events.recv().map_err(|_| EngineError::Stopped)? {
-            Event::Settled { tokens, .. } => all.extend(tokens),
+            Event::Settled { tokens, trace, .. } => {
+                all.extend(tokens);
+                steps.extend(trace);
+            }
             Event::Finished { reason, usage, trace } => {
-                return Ok(Answer { tokens: all, reason, usage, trace });
+                steps.extend(trace);
+                return Ok(Answer { tokens: all, reason, usage, trace: steps });
             }
             Event::Failed(error) => return Err(error),
         }

@@ -48,7 +48,13 @@ async fn wrong_requests_are_refused_by_name() {
         (json!({"guided_json": {}}), "guided_json"),
         (json!({"response_format": {"type": "json_object"}}), "response_format"),
         (json!({"diffusion": {"cache": "dual"}}), "diffusion.cache"),
-        (json!({"diffusion": {"steps": 7, "block_length": 32}}), "diffusion.steps"),
+        (
+            json!({"max_tokens": 64, "diffusion": {"preset": "reference", "steps": 7, "block_length": 32}}),
+            "diffusion.steps",
+        ),
+        (json!({"temperature": "hot"}), "temperature"),
+        (json!({"stream": 3}), "stream"),
+        (json!({"remasking": "random", "diffusion": {"remasking": "low_confidence"}}), "remasking"),
         (json!({"diffusion": {"steps": 0}}), "diffusion.steps"),
         (json!({"messages": []}), "messages"),
         (json!({"messages": [{"role": "robot", "content": "x"}]}), "messages[0].role"),
@@ -99,7 +105,7 @@ async fn malformed_bodies_and_routes_get_the_error_shape() {
     let plain = server.client.post(&url).body("{}").send().await.unwrap();
     assert_eq!(plain.status(), 415);
     let large = server.client.post(&url).header("content-type", "application/json");
-    let large = large.body(vec![b' '; (32 << 20) + 1]).send().await.unwrap();
+    let large = large.body(vec![b' '; (4 << 20) + 1]).send().await.unwrap();
     assert_eq!(large.status(), 413);
     let wrong = server.client.get(&url).send().await.unwrap();
     assert_eq!(wrong.status(), 405);

@@ -327,6 +327,7 @@ impl CpuPath {
         paths
     }
 
+    #[cfg(target_arch = "x86_64")]
     fn is_available(self) -> bool {
         static AVAILABLE: OnceLock<Vec<CpuPath>> = OnceLock::new();
         AVAILABLE.get_or_init(Self::available).contains(&self)
@@ -384,6 +385,8 @@ pub(crate) fn dispatch<K: Kernel>(path: CpuPath, kernel: K) -> K::Output {
             CpuPath::Portable => {}
         }
     }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = path;
     kernel.run(Portable)
 }
 

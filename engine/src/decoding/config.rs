@@ -148,18 +148,18 @@ pub struct DecodingConfig {
 }
 
 impl DecodingConfig {
-    /// Refuses values and combinations that cannot work on a canvas of `length`, by name.
+    /// Refuses values and combinations that cannot work, by name.
     ///
     /// # Errors
     /// [`RequestError`] with the field to blame.
-    pub fn validate(&self, length: usize) -> Result<(), RequestError> {
+    pub fn validate(&self) -> Result<(), RequestError> {
         if let Region::Blocks(size) = self.region
             && (size == 0 || size > MAX_STEPS)
         {
             let message = format!("block_length is {size}, expected 1 to {MAX_STEPS}");
             return Err(RequestError::new("diffusion.block_length", message));
         }
-        self.validate_quota(length)?;
+        self.validate_quota()?;
         for (param, value, limit) in [
             ("diffusion.order_temperature", self.order_temperature, 1e6),
             ("diffusion.cfg_scale", self.cfg_scale, 1e3),
@@ -172,14 +172,11 @@ impl DecodingConfig {
         Ok(())
     }
 
-    fn validate_quota(&self, length: usize) -> Result<(), RequestError> {
-        let blocks = self.blocks(length);
+    fn validate_quota(&self) -> Result<(), RequestError> {
         if let Some(steps) = self.quota.steps()
-            && (steps == 0 || steps > MAX_STEPS || !steps.is_multiple_of(blocks))
+            && !(1..=MAX_STEPS).contains(&steps)
         {
-            let message = format!(
-                "steps is {steps}, expected a positive multiple of the number of blocks ({blocks})"
-            );
+            let message = format!("steps is {steps}, expected 1 to {MAX_STEPS}");
             return Err(RequestError::new("diffusion.steps", message));
         }
         match self.quota {
@@ -192,6 +189,10 @@ impl DecodingConfig {
             Quota::Bernoulli { .. } if self.score != Score::Random => {
                 let message = "quota bernoulli reveals positions at random; it needs score random";
                 Err(RequestError::new("diffusion.score", message))
+            }
+            Quota::Bernoulli { .. } if self.order_temperature > 0.0 => {
+                let message = "quota bernoulli has no order that a temperature could change";
+                Err(RequestError::new("diffusion.order_temperature", message))
             }
             Quota::Threshold(threshold) if threshold.is_nan() || threshold < 0.0 => {
                 let message = format!("threshold is {threshold}, expected at least 0");

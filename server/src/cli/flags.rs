@@ -103,11 +103,11 @@ impl ModelArgs {
     }
 
     /// The template of `--chat-template`.
-    pub(crate) fn template(&self) -> Result<Option<ChatTemplate>, Failure> {
+    pub(crate) fn template(&self, files: &ModelFiles) -> Result<Option<ChatTemplate>, Failure> {
         let Some(path) = &self.chat_template else { return Ok(None) };
         let text = std::fs::read_to_string(path)
             .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
-        ChatTemplate::new(&text, serde_json::Map::new())
+        ChatTemplate::for_checkpoint(files, &text)
             .map(Some)
             .map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
     }

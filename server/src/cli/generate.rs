@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::Args;
 use dfastllm_backends::DeviceProvider;
 use dfastllm_engine::{
-    Event, FinishReason, GenerationRequest, RequestParams, Running, Sampling, TextAssembler, Usage,
+    Event, FinishReason, GenerationRequest, RequestParams, Running, Sampling, TextAssembler,
+    TraceStep, Usage,
 };
 use dfastllm_models::SpecialTokens;
 use serde_json::{Map, Value, json};
@@ -14,9 +15,10 @@ use serde_json::{Map, Value, json};
 use super::flags::{ModelArgs, Seats};
 use super::{Failure, print};
 use crate::ServedModel;
+use crate::convert::{entropy, refuse_diffusion};
 use crate::diffusion::DiffusionFields;
 use crate::openai::chat::encode_chat;
-use crate::openai::respond::usage as usage_json;
+use crate::openai::respond::{trace as trace_json, usage as usage_json};
 
 const MAX_PROMPT_BYTES: u64 = 64 << 20;
 
@@ -69,7 +71,7 @@ pub(crate) fn run(
         max_queue: 1,
         request_timeout: Duration::from_secs(86_400),
     })?;
-    let template = args.model.template()?;
+    let template = args.model.template(&options.files)?;
     let prompt = prompt_text(&args)?;
     let (served, engine) = ServedModel::start(&options, providers).map_err(Failure::failed)?;
     let served = served.with_chat_template(template);
@@ -119,13 +121,17 @@ fn params(
     let message = |e: crate::ApiError| {
         Failure::usage(e.body()["error"]["message"].as_str().unwrap_or_default().to_owned())
     };
+    if served.limits.reference.is_none() {
+        refuse_diffusion(&given).map_err(message)?;
+    }
     let fields = DiffusionFields::new(given).map_err(message)?;
+    if let Some(length) = fields.max_tokens() {
+        let message = format!("--diffusion: gen_length is {length}; give --max-tokens instead");
+        return Err(Failure::usage(message));
+    }
     let decoding = match served.limits.reference {
         Some(published) => {
             Some(fields.config(served.preset, published, args.max_tokens).map_err(message)?)
-        }
-        None if fields.first().is_some() => {
-            return Err(Failure::usage("--diffusion: this model is autoregressive"));
         }
         None => None,
     };
@@ -144,10 +150,10 @@ fn params(
             ..Sampling::default()
         },
         decoding,
-        seed: args.model.seed.unwrap_or(0),
+        seed: args.model.seed.unwrap_or_else(entropy),
         priority: 0,
         timeout: served.request_timeout,
-        trace: false,
+        trace: fields.trace().map_err(message)?,
     })
 }
 
@@ -156,6 +162,7 @@ struct Answer {
     token_ids: Vec<u32>,
     reason: FinishReason,
     usage: Usage,
+    trace: Vec<TraceStep>,
 }
 
 impl Answer {
@@ -164,12 +171,16 @@ impl Answer {
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
         };
-        json!({
+        let mut object = json!({
             "text": self.text,
             "token_ids": self.token_ids,
             "finish_reason": reason,
             "usage": usage_json(self.usage),
-        })
+        });
+        if !self.trace.is_empty() {
+            object["trace"] = trace_json(&self.trace);
+        }
+        object
     }
 }
 
@@ -177,22 +188,24 @@ impl Answer {
 fn collect(running: &Running, served: &ServedModel, quiet: bool) -> Result<Answer, Failure> {
     let stream = served.tokenizer.stream(SpecialTokens::Skip);
     let mut assembler = TextAssembler::new(stream, Vec::new());
-    let (mut text, mut token_ids) = (String::new(), Vec::new());
+    let (mut text, mut token_ids, mut steps) = (String::new(), Vec::new(), Vec::new());
     let mut emit = |delta: String| -> Result<(), Failure> {
         text.push_str(&delta);
         if quiet { Ok(()) } else { print(&delta) }
     };
     loop {
         match running.events.recv() {
-            Ok(Event::Settled { tokens, .. }) => {
+            Ok(Event::Settled { tokens, trace, .. }) => {
+                steps.extend(trace);
                 for token in &tokens {
                     token_ids.push(token.id);
                     emit(assembler.push(token))?;
                 }
             }
-            Ok(Event::Finished { reason, usage, .. }) => {
+            Ok(Event::Finished { reason, usage, trace }) => {
                 emit(assembler.finish())?;
-                return Ok(Answer { text, token_ids, reason, usage });
+                steps.extend(trace);
+                return Ok(Answer { text, token_ids, reason, usage, trace: steps });
             }
             Ok(Event::Failed(error)) => return Err(Failure::failed(error.to_string())),
             Err(_) => return Err(Failure::failed("the engine stopped")),

@@ -4,7 +4,8 @@
 use std::ffi::OsString;
 
 /// Flags with another name here.
-const RENAMED: [(&str, &str); 2] = [("--max-queue-size", "--max-queue"), ("-p", "--port")];
+const RENAMED: [(&str, &str); 3] =
+    [("--max-queue-size", "--max-queue"), ("-p", "--port"), ("-H", "--host")];
 
 /// Flags without a meaning here, and whether they take a value.
 const IGNORED: [(&str, bool); 26] = [

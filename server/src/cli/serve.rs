@@ -1,5 +1,6 @@
 //! `dfastllm serve`
 
+use std::future::IntoFuture;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -44,7 +45,7 @@ pub(crate) struct ServeArgs {
     request_timeout: u64,
 
     /// A key clients must send; repeat for more
-    #[arg(long, env = "DFASTLLM_API_KEY", value_delimiter = ',', hide_env_values = true)]
+    #[arg(long, env = "DFASTLLM_API_KEY", hide_env_values = true)]
     api_key: Vec<String>,
 
     /// File with one key a line; lines with # are comments
@@ -67,7 +68,7 @@ pub(crate) fn run(args: ServeArgs, providers: &[Box<dyn DeviceProvider>]) -> Res
         max_queue: args.max_queue,
         request_timeout: Duration::from_secs(args.request_timeout),
     })?;
-    let template = args.model.template()?;
+    let template = args.model.template(&options.files)?;
     let keys = api_keys(&args)?;
     print_configuration(&args, &options, keys.len());
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -115,15 +116,28 @@ fn log_ready(state: &AppState) {
 async fn listen(listener: TcpListener, state: AppState) -> std::io::Result<()> {
     let address: SocketAddr = listener.local_addr()?;
     tracing::info!("listening on http://{address}");
-    let draining = state.clone();
-    axum::serve(listener, app(state))
-        .with_graceful_shutdown(async move {
-            shutdown::requested().await;
-            if let Some(model) = draining.model() {
-                model.engine.drain();
-            }
-        })
-        .await
+    let (draining, drained) = tokio::sync::oneshot::channel();
+    let server = axum::serve(listener, app(state.clone())).with_graceful_shutdown(async move {
+        shutdown::requested().await;
+        let limit = state.model().map(|model| {
+            model.engine.drain();
+            model.request_timeout
+        });
+        // Nobody listens if the server has ended meanwhile.
+        let _ = draining.send(limit.unwrap_or_default());
+    });
+    // A connection that neither speaks nor closes must not keep the process: every request is over
+    // within its time.
+    let overdue = async {
+        match drained.await {
+            Ok(limit) => tokio::time::sleep(limit).await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        outcome = server.into_future() => outcome,
+        () = overdue => Ok(()),
+    }
 }
 
 /// Stops the engine thread; waiting for it must not block the runtime's own threads.

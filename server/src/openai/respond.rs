@@ -129,7 +129,8 @@ fn finish_reason(reason: Option<FinishReason>) -> Value {
     }
 }
 
-fn trace(steps: &[TraceStep]) -> Value {
+/// `trace`: commits, pass by pass.
+pub(crate) fn trace(steps: &[TraceStep]) -> Value {
     steps
         .iter()
         .map(|s| json!({"step": s.step, "committed": s.committed, "remasked": s.remasked}))

@@ -17,7 +17,6 @@ use crate::ApiError;
 pub(crate) struct Common {
     pub(crate) model: Option<String>,
     pub(crate) max_tokens: Option<Value>,
-    pub(crate) gen_length: Option<Value>,
     pub(crate) min_tokens: Option<Value>,
     pub(crate) n: Option<Value>,
     pub(crate) temperature: Option<f64>,
@@ -81,5 +80,17 @@ pub(crate) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> R
         let message = "invalid body: expected a JSON object".to_owned();
         return Err(ApiError::Invalid { param: None, code: None, message });
     }
-    T::deserialize(value).map_err(invalid)
+    T::deserialize(&value).map_err(|e| match wrong_field::<T>(&value) {
+        Some((field, reason)) => ApiError::invalid(&field, format!("{field}: {reason}")),
+        None => invalid(e),
+    })
+}
+
+/// The field that does not parse: errors of flattened types do not name it, so each is tried alone.
+fn wrong_field<T: DeserializeOwned>(value: &Value) -> Option<(String, String)> {
+    value.as_object()?.iter().find_map(|(name, value)| {
+        let alone = Value::Object(Map::from_iter([(name.clone(), value.clone())]));
+        let reason = T::deserialize(alone).err()?.to_string();
+        Some((name.chars().take(64).collect(), reason.chars().take(200).collect()))
+    })
 }

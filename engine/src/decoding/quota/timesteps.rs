@@ -44,7 +44,7 @@ impl QuotaRule for Timesteps {
     }
 
     fn planned(&self, state: &BlockState) -> Option<usize> {
-        if state.is_last() {
+        if state.is_last() || state.open == 0 {
             return Some(state.open);
         }
         (!self.bernoulli).then(|| (state.open as f32 * self.share(state)) as usize)
