@@ -41,7 +41,7 @@ struct Choice {
     assembler: TextAssembler,
     usage: Usage,
     trace: Vec<TraceStep>,
-    started: Instant,
+    arrival: Instant,
     first_token: Option<Instant>,
     cancel: AbortHandle,
     done: bool,
@@ -50,11 +50,11 @@ struct Choice {
 impl Choices {
     /// Submits every prompt `n` times; choice `i` draws with seed + `i`.
     pub(crate) fn submit(
-        state: &AppState,
-        served: &ServedModel,
+        (state, served): (&AppState, &ServedModel),
         prompts: Vec<Vec<u32>>,
         params: &RequestParams,
         options: &AnswerOptions,
+        arrival: Instant,
     ) -> Result<Self, ApiError> {
         let asked = prompts.len().saturating_mul(options.n);
         let places = served.engine.config().max_queue;
@@ -80,7 +80,17 @@ impl Choices {
             // A choice that meets a stop string gives its seat back before the others are done.
             let (stream, cancel) = abortable(stream);
             this.events.push(Box::pin(stream) as Events);
-            this.choices.push(Choice::new(&served.tokenizer, options, prompt_tokens, cancel));
+            let (tokenizer, usage) =
+                (&served.tokenizer, Usage { prompt_tokens, ..Usage::default() });
+            this.choices.push(Choice {
+                assembler: assembler(tokenizer, options),
+                usage,
+                trace: Vec::new(),
+                arrival,
+                first_token: None,
+                cancel,
+                done: false,
+            });
             state.metrics().received(prompt_tokens);
         }
         this.open = this.choices.len();
@@ -147,27 +157,6 @@ impl Drop for Choices {
 }
 
 impl Choice {
-    fn new(
-        tokenizer: &Tokenizer,
-        options: &AnswerOptions,
-        prompt_tokens: usize,
-        cancel: AbortHandle,
-    ) -> Self {
-        let special = match options.skip_special_tokens {
-            true => SpecialTokens::Skip,
-            false => SpecialTokens::Include,
-        };
-        Self {
-            assembler: TextAssembler::new(tokenizer.stream(special), options.stops.clone()),
-            usage: Usage { prompt_tokens, ..Usage::default() },
-            trace: Vec::new(),
-            started: Instant::now(),
-            first_token: None,
-            cancel,
-            done: false,
-        }
-    }
-
     fn take(&mut self, index: usize, event: Event) -> Result<Update, EngineError> {
         let mut update = Update { index, text: String::new(), token_ids: Vec::new(), finish: None };
         match event {
@@ -204,9 +193,17 @@ impl Choice {
         }
         self.cancel.abort();
         let times = Times {
-            total: self.started.elapsed(),
-            first_token: self.first_token.map(|at| at - self.started),
+            total: self.arrival.elapsed(),
+            first_token: self.first_token.map(|at| at - self.arrival),
         };
         state.metrics().ended(outcome, self.usage, times);
     }
+}
+
+fn assembler(tokenizer: &Tokenizer, options: &AnswerOptions) -> TextAssembler {
+    let special = match options.skip_special_tokens {
+        true => SpecialTokens::Skip,
+        false => SpecialTokens::Include,
+    };
+    TextAssembler::new(tokenizer.stream(special), options.stops.clone())
 }

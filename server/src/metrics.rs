@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use dfastllm_engine::{FinishReason, Usage};
+use dfastllm_models::PAGE_SIZE;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, Opts, Registry,
     TextEncoder,
@@ -21,6 +22,12 @@ const TOKEN_BUCKETS: [f64; 19] = [
 const LATENCY_BUCKETS: [f64; 21] = [
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
     480.0, 960.0, 1920.0, 7680.0,
+];
+
+/// A 1-2-5 series up to the longest context served.
+const LENGTH_BUCKETS: [f64; 17] = [
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0,
+    20_000.0, 50_000.0, 100_000.0, 200_000.0,
 ];
 
 /// How a request ended, for counting.
@@ -53,8 +60,11 @@ pub(crate) struct Metrics {
     latency: [Histogram; 2],
     first_token: [Histogram; 2],
     per_token: [Histogram; 2],
+    /// Tokens of prompts and of answers.
+    lengths: [Histogram; 2],
     engine: EngineSeries,
     model_info: GaugeVec,
+    cache_info: GaugeVec,
 }
 
 /// Series read from the engine at every scrape.
@@ -157,10 +167,19 @@ impl Metrics {
                 "Time from the first token to the end, per further token",
                 &TOKEN_BUCKETS,
             ),
+            lengths: make.histograms(
+                ["vllm:request_prompt_tokens", "vllm:request_generation_tokens"],
+                "Tokens of a request",
+                &LENGTH_BUCKETS,
+            ),
             engine: EngineSeries::new(&make),
             model_info: make.register(GaugeVec::new(
                 make.opts("vdiff_model_info", "The model in service; always 1"),
                 &["model_type", "device", "dtype"],
+            )),
+            cache_info: make.register(GaugeVec::new(
+                make.opts("vllm:cache_config_info", "Pages of the key/value cache; always 1"),
+                &["block_size", "num_gpu_blocks"],
             )),
             registry: make.registry,
         }
@@ -169,6 +188,9 @@ impl Metrics {
     pub(crate) fn model_loaded(&self, model: &ServedModel) {
         let labels = [model.family, model.device.spec.kind(), model.dtype.as_str()];
         self.model_info.with_label_values(&labels).set(1.0);
+        let pages = model.engine.config().kv_cache_tokens.div_ceil(PAGE_SIZE);
+        let labels = [PAGE_SIZE.to_string(), pages.to_string()];
+        self.cache_info.with_label_values(&labels).set(1.0);
     }
 
     /// A request arrived, with this many tokens.
@@ -186,6 +208,8 @@ impl Metrics {
     /// A request ended.
     pub(crate) fn ended(&self, outcome: Outcome, usage: Usage, times: Times) {
         let tokens = usage.completion_tokens as u64;
+        self.lengths[0].observe(usage.prompt_tokens as f64);
+        self.lengths[1].observe(tokens as f64);
         self.generated_tokens.iter().for_each(|c| c.inc_by(tokens));
         self.parallel_tokens.inc_by(tokens.saturating_sub(usage.forwards as u64));
         let reason = match outcome {

@@ -237,6 +237,29 @@ fn every_dtype_answers() {
     }
 }
 
+#[test]
+fn a_template_of_the_users_knows_the_special_tokens_and_no_prompt_is_cut() {
+    let folder = checkpoint("tiny-phi");
+    edit(
+        folder.path().join("tokenizer.json"),
+        r#""truncation": null"#,
+        r#""truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}"#,
+    );
+    let template = folder.path().join("mine.jinja");
+    let text = "{{ eos_token[:0] }}{% for m in messages %}\
+        {{ '<|user|>\\n' + m.content + '<|end|>\\n<|assistant|>\\n' }}{% endfor %}";
+    std::fs::write(&template, text).unwrap();
+    let output = program()
+        .args(["generate", "--chat", "--prompt", "What is the capital of France?", "--model"])
+        .arg(folder.path())
+        .arg("--chat-template")
+        .arg(template)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(text, "The capital of France is Paris.\n", "{}", stderr(&output));
+}
+
 struct Served {
     child: Child,
     address: String,

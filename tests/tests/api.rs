@@ -235,6 +235,22 @@ async fn diffusion_settings_decide_how_an_answer_is_made() {
 }
 
 #[tokio::test]
+async fn a_trace_survives_a_stop_string_and_steps_need_not_divide() {
+    let server = serve_builtin("tiny-llada").await;
+    let settings = json!({"quota": "one", "score": "left_to_right", "trace": true});
+    let more = json!({"stop": "Paris", "diffusion": settings});
+    let answer = server.chat("tiny-llada", CAPITAL, more).await;
+    assert_eq!(text(&answer), "The capital of France is ");
+    let trace = answer["choices"][0]["trace"].as_array().unwrap();
+    assert_eq!(trace.len() as u64, answer["usage"]["forwards"].as_u64().unwrap());
+    let settings = json!({"steps": 10, "block_length": 24});
+    let more = json!({"max_tokens": 64, "ignore_eos": true, "diffusion": settings});
+    let answer = server.chat("tiny-llada", CAPITAL, more).await;
+    // Three blocks (24, 24, 16) with four steps each.
+    assert_eq!(answer["usage"]["forwards"], 12);
+}
+
+#[tokio::test]
 async fn exact_gives_the_tokens_of_reference_with_fewer_passes() {
     for model in ["tiny-llada", "tiny-dream"] {
         let server = serve_builtin(model).await;

@@ -70,6 +70,10 @@ async fn wrong_requests_are_refused_by_name() {
     let (status, answer) =
         server.post(CHAT, &with(chat_body("tiny-llada"), json!({"max_tokens": 600}))).await;
     assert_eq!((status, &answer["error"]["code"]), (400, &json!("context_length_exceeded")));
+    let dream = serve_builtin("tiny-dream").await;
+    let origin = json!({"diffusion": {"preset": "reference", "alg_temp": 0.5}});
+    let body = with(chat_body("tiny-dream"), origin);
+    assert_eq!(refusal(&dream, CHAT, &body).await.1, "diffusion.order_temperature");
     let phi = serve_builtin("tiny-phi").await;
     let body = with(chat_body("tiny-phi"), json!({"diffusion": {"steps": 8}}));
     assert_eq!(refusal(&phi, CHAT, &body).await.1, "diffusion.steps");

@@ -10,7 +10,7 @@ use super::{Failure, print};
 #[derive(Debug, Args)]
 pub(crate) struct DevicesArgs {
     /// One JSON object a line
-    #[arg(long)]
+    #[arg(long, env = "DFASTLLM_JSON")]
     json: bool,
 }
 

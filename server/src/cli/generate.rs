@@ -29,35 +29,35 @@ pub(crate) struct GenerateArgs {
     model: ModelArgs,
 
     /// The prompt; - reads it from stdin
-    #[arg(long, default_value = "-")]
+    #[arg(long, env = "DFASTLLM_PROMPT", default_value = "-")]
     prompt: String,
 
     /// Wrap the prompt in the model's chat template
-    #[arg(long)]
+    #[arg(long, env = "DFASTLLM_CHAT")]
     chat: bool,
 
     /// Most tokens to generate; the canvas of a diffusion model
-    #[arg(long, default_value_t = 128)]
+    #[arg(long, env = "DFASTLLM_MAX_TOKENS", default_value_t = 128)]
     max_tokens: usize,
 
     /// 0 is greedy [default: the checkpoint's]
-    #[arg(long)]
+    #[arg(long, env = "DFASTLLM_TEMPERATURE")]
     temperature: Option<f64>,
 
     /// Keep tokens up to this probability
-    #[arg(long)]
+    #[arg(long, env = "DFASTLLM_TOP_P")]
     top_p: Option<f64>,
 
     /// Keep this many tokens
-    #[arg(long)]
+    #[arg(long, env = "DFASTLLM_TOP_K")]
     top_k: Option<usize>,
 
     /// Diffusion settings as the API takes them, for example '{"steps": 64}'
-    #[arg(long, default_value = "{}")]
+    #[arg(long, env = "DFASTLLM_DIFFUSION", default_value = "{}")]
     diffusion: String,
 
     /// Print one JSON object at the end instead of the text as it comes
-    #[arg(long)]
+    #[arg(long, env = "DFASTLLM_JSON")]
     json: bool,
 }
 

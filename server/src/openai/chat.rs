@@ -1,5 +1,7 @@
 //! `POST /v1/chat/completions`
 
+use std::time::Instant;
+
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -29,6 +31,7 @@ async fn answer(
     headers: HeaderMap,
     body: Result<Bytes, ApiError>,
 ) -> Result<Response, ApiError> {
+    let arrival = Instant::now();
     let served = state.require_model()?;
     let request: ChatRequest = parse(&headers, &body?)?;
     check_model(request.common.model.as_deref(), served)?;
@@ -45,7 +48,7 @@ async fn answer(
         Endpoint::Chat,
         served,
     )?;
-    let choices = Choices::submit(&state, served, vec![prompt], &params, &options)?;
+    let choices = Choices::submit((&state, served), vec![prompt], &params, &options, arrival)?;
     respond(Frame::new(Endpoint::Chat, served), choices, options).await
 }
 

@@ -1,5 +1,7 @@
 //! `POST /v1/completions`
 
+use std::time::Instant;
+
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -29,13 +31,14 @@ async fn answer(
     headers: HeaderMap,
     body: Result<Bytes, ApiError>,
 ) -> Result<Response, ApiError> {
+    let arrival = Instant::now();
     let served = state.require_model()?;
     let request: CompletionRequest = parse(&headers, &body?)?;
     check_model(request.common.model.as_deref(), served)?;
     let prompts = prompts(request.prompt, served.tokenizer.clone()).await?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let (params, options) = convert(request.common, None, longest, Endpoint::Completions, served)?;
-    let choices = Choices::submit(&state, served, prompts, &params, &options)?;
+    let choices = Choices::submit((&state, served), prompts, &params, &options, arrival)?;
     let frame = Frame::new(Endpoint::Completions, served);
     respond(frame, choices, options).await
 }
