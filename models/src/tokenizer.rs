@@ -35,7 +35,10 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// From `tokenizer.json`, or from `vocab.json` and `merges.txt`.
-    pub(crate) fn load(files: &ModelFiles) -> Result<Self, LoadError> {
+    ///
+    /// # Errors
+    /// When files are missing or damaged.
+    pub fn load(files: &ModelFiles) -> Result<Self, LoadError> {
         let mut inner = match files.read("tokenizer.json")? {
             Some(content) => tokenizers::Tokenizer::from_bytes(&content)
                 .map_err(|e| error(files, "tokenizer.json", &e.to_string()))?,

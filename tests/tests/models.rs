@@ -9,8 +9,10 @@
 
 use dfastllm_backends::{Attend, KvPool, PAGE_SIZE, Precision, RaggedRows, SpanRequest};
 use dfastllm_models::ops::select_rows;
-use dfastllm_models::{ChatTemplate, LoadedModel, SpecialTokens, Tap, unobserved};
-use dfastllm_tests::fixtures::{cpu, parity};
+use dfastllm_models::{
+    ChatTemplate, LoadedModel, ModelFiles, SpecialTokens, Tap, Tokenizer, unobserved,
+};
+use dfastllm_tests::fixtures::{cpu, parity, path};
 use dfastllm_tests::golden::{ids, max_difference, numbers, records, tensors};
 use serde_json::Value;
 
@@ -190,6 +192,25 @@ fn tokenizer_equals_the_original() {
         assert_eq!(tokenizer.decode(&want, SpecialTokens::Skip), skipped);
     }
     assert!(records.len() > 100);
+}
+
+/// Dream's checkpoints bring `vocab.json` and `merges.txt` only; the records are those of
+/// transformers' `Qwen2Tokenizer`, with special tokens behind the vocabulary.
+#[test]
+fn a_tokenizer_from_vocabulary_and_merges_equals_the_python_class() {
+    let files = ModelFiles::Folder(path("slow-tokenizer"));
+    let tokenizer = Tokenizer::load(&files).unwrap();
+    assert_eq!(tokenizer.size(), 1024);
+    assert_eq!(tokenizer.id_of("<|endoftext|>"), Some(1017));
+    let records = records("tokenizer/slow.jsonl");
+    for record in &records {
+        let text = record["text"].as_str().unwrap();
+        let got = tokenizer.encode(text, SpecialTokens::Include).unwrap();
+        assert_eq!(got, ids(&record["ids"]), "{text:?}");
+    }
+    assert_eq!(records.len(), 213);
+    let ids = tokenizer.encode("naïve 東京<|end|>", SpecialTokens::Include).unwrap();
+    assert_eq!(tokenizer.decode(&ids, SpecialTokens::Skip), "naïve 東京");
 }
 
 #[test]
