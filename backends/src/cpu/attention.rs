@@ -285,3 +285,75 @@ fn add_values<T: Stored, I: Isa>(
         at += I::LANES;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::rows::{RaggedRows, SpanRequest};
+
+    const WIDTH: usize = 3 * 20;
+
+    fn values(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 22) as f32 - 2.0
+            })
+            .collect()
+    }
+
+    /// A causal sequence cut into chunks of these lengths, over pages in no order.
+    fn chunks<T: Stored>(path: CpuPath, lengths: &[usize], keys: &[T], values_: &[T]) -> Vec<f32> {
+        let (mut out, mut start) = (Vec::new(), 0);
+        for &len in lengths {
+            let span = SpanRequest {
+                rows: 0..len,
+                attend: Attend::Causal,
+                write: true,
+                visible: vec![0..start],
+                pages: vec![2, 0, 1],
+            };
+            let positions = (start..start + len).collect();
+            let rows = RaggedRows::new(vec![0; len], positions, vec![span], PAGE_SIZE).unwrap();
+            let plan = AttentionPlan {
+                spans: rows.spans().clone(),
+                positions: rows.positions().clone(),
+                heads: 3,
+                kv_heads: 3,
+                head_dim: 20,
+            };
+            let query = &values(40 * WIDTH, 9)[start * WIDTH..(start + len) * WIDTH];
+            let kv = KeysValues {
+                own_keys: &[],
+                own_values: &[],
+                pool_keys: keys,
+                pool_values: values_,
+            };
+            out.extend(attention(path, &plan, query, kv));
+            start += len;
+        }
+        out
+    }
+
+    #[test]
+    fn every_path_agrees_and_turned_keys_give_the_same_bits_as_stored_ones() {
+        let (keys, vals) = (values(48 * WIDTH, 1), values(48 * WIDTH, 2));
+        let half = |v: &[f32]| v.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
+        let widened = |v: &[f32]| half(v).iter().map(|x| x.to_f32()).collect::<Vec<_>>();
+        let reference = chunks(CpuPath::Portable, &[40], &keys, &vals);
+        for path in CpuPath::available() {
+            let whole = chunks(path, &[40], &keys, &vals);
+            for (a, b) in whole.iter().zip(&reference) {
+                assert!((a - b).abs() < 3e-6, "{path}: {a} {b}");
+            }
+            assert!(whole == chunks(path, &[1; 40], &keys, &vals), "{path}: one row at a time");
+            assert!(whole == chunks(path, &[7, 33], &keys, &vals), "{path}: uneven chunks");
+            let narrow = chunks(path, &[40], &half(&keys), &half(&vals));
+            let wide = chunks(path, &[40], &widened(&keys), &widened(&vals));
+            assert!(narrow == wide, "{path}: bf16 widens exactly");
+        }
+    }
+}

@@ -132,3 +132,68 @@ fn span_attention(
         .reshape([rows, heads * head_dim])
         .cast(dtype)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{KvShape, PAGE_SIZE, SpanRequest};
+
+    const HEADS: AttentionHeads = AttentionHeads { heads: 4, kv_heads: 2, head_dim: 12 };
+
+    fn values(rows: usize, width: usize, seed: u32) -> Tensor<2> {
+        let mut state = seed;
+        let values: Vec<f32> = (0..rows * width)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 22) as f32 - 2.0
+            })
+            .collect();
+        Tensor::from_data(TensorData::new(values, [rows, width]), (&Device::flex(), DType::F32))
+    }
+
+    fn span(
+        rows: std::ops::Range<usize>,
+        attend: Attend,
+        write: bool,
+        cached: usize,
+    ) -> SpanRequest {
+        let pages = if write || cached > 0 { vec![3, 1, 4] } else { vec![] };
+        SpanRequest { rows, attend, write, visible: vec![0..cached], pages }
+    }
+
+    /// A chunk after 19 cached positions, a decode row, a canvas of its own, and one over a cache.
+    fn rows() -> RaggedRows {
+        let spans = vec![
+            span(0..13, Attend::Causal, true, 19),
+            span(13..14, Attend::Causal, true, 40),
+            span(14..35, Attend::Bidirectional, false, 0),
+            span(35..38, Attend::Bidirectional, false, 37),
+        ];
+        let positions = (19..32).chain([40]).chain(0..21).chain(20..23).collect();
+        RaggedRows::new(vec![0; 38], positions, spans, PAGE_SIZE).unwrap()
+    }
+
+    #[test]
+    fn the_kernel_agrees_with_the_portable_default() {
+        for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 2e-6)] {
+            let shape = KvShape { layers: 1, width: 24, page_size: PAGE_SIZE, pages: 5 };
+            let mut pool = KvPool::new(shape, dtype, &Device::flex());
+            let rows = rows();
+            let fill = RaggedRows::new(
+                vec![0; 41],
+                (0..41).collect(),
+                vec![span(0..41, Attend::Causal, true, 0)],
+                PAGE_SIZE,
+            )
+            .unwrap();
+            pool.write(0, &fill, &values(41, 24, 1).cast(dtype), &values(41, 24, 2).cast(dtype));
+            let (query, keys, values_) = (values(38, 48, 3), values(38, 24, 4), values(38, 24, 5));
+            let own = [keys.clone().cast(dtype), values_.clone().cast(dtype)];
+            let fast = attention(query.clone(), [keys, values_], &rows, (&mut pool, 0), HEADS);
+            let stored = [pool.layer(0).0.clone(), pool.layer(0).1.clone()];
+            let portable = portable_attention(query, own, stored, &rows, HEADS);
+            let worst = (fast - portable).abs().max().into_scalar::<f32>();
+            assert!(worst < tolerance, "{dtype:?}: {worst}");
+        }
+    }
+}
