@@ -30,6 +30,8 @@ const LENGTH_BUCKETS: [f64; 17] = [
     20_000.0, 50_000.0, 100_000.0, 200_000.0,
 ];
 
+const PARALLEL_BUCKETS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+
 /// How a request ended, for counting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -60,6 +62,7 @@ pub(crate) struct Metrics {
     latency: [Histogram; 2],
     first_token: [Histogram; 2],
     per_token: [Histogram; 2],
+    parallel: Histogram,
     /// Tokens of prompts and of answers.
     lengths: [Histogram; 2],
     engine: EngineSeries,
@@ -167,6 +170,11 @@ impl Metrics {
                 "Time from the first token to the end, per further token",
                 &TOKEN_BUCKETS,
             ),
+            parallel: make.histogram(
+                "vdiff_parallel_batch_size",
+                "Generated tokens a forward pass, by request",
+                &PARALLEL_BUCKETS,
+            ),
             lengths: make.histograms(
                 ["vllm:request_prompt_tokens", "vllm:request_generation_tokens"],
                 "Tokens of a request",
@@ -211,6 +219,9 @@ impl Metrics {
         self.lengths[0].observe(usage.prompt_tokens as f64);
         self.lengths[1].observe(tokens as f64);
         self.generated_tokens.iter().for_each(|c| c.inc_by(tokens));
+        if usage.forwards > 0 {
+            self.parallel.observe(tokens as f64 / usage.forwards as f64);
+        }
         self.parallel_tokens.inc_by(tokens.saturating_sub(usage.forwards as u64));
         let reason = match outcome {
             Outcome::Finished(FinishReason::Stop) => "stop",

@@ -146,6 +146,9 @@ async fn metrics_move_with_what_happens() {
         ("vdiff_request_latency_seconds_count", 2.0),
         ("vllm:time_to_first_token_seconds_count", 2.0),
         ("vdiff_time_per_output_token_seconds_count", 2.0),
+        ("vdiff_parallel_batch_size_sum", 24.0),
+        ("vllm:request_prompt_tokens_sum", 30.0),
+        ("vllm:cache_config_info", 1.0),
         ("vdiff_model_info", 1.0),
     ] {
         assert!((server.metric(name).await - want).abs() < 1e-9, "{name}");
