@@ -66,8 +66,14 @@ pub(crate) struct Metrics {
     /// Tokens of prompts and of answers.
     lengths: [Histogram; 2],
     engine: EngineSeries,
-    model_info: GaugeVec,
-    cache_info: GaugeVec,
+    infos: Infos,
+}
+
+/// Series that are 1 and speak through their labels.
+#[derive(Debug)]
+struct Infos {
+    model: GaugeVec,
+    cache: GaugeVec,
 }
 
 /// Series read from the engine at every scrape.
@@ -181,24 +187,13 @@ impl Metrics {
                 &LENGTH_BUCKETS,
             ),
             engine: EngineSeries::new(&make),
-            model_info: make.register(GaugeVec::new(
-                make.opts("vdiff_model_info", "The model in service; always 1"),
-                &["model_type", "device", "dtype"],
-            )),
-            cache_info: make.register(GaugeVec::new(
-                make.opts("vllm:cache_config_info", "Pages of the key/value cache; always 1"),
-                &["block_size", "num_gpu_blocks"],
-            )),
+            infos: Infos::new(&make),
             registry: make.registry,
         }
     }
 
     pub(crate) fn model_loaded(&self, model: &ServedModel) {
-        let labels = [model.family, model.device.spec.kind(), model.dtype.as_str()];
-        self.model_info.with_label_values(&labels).set(1.0);
-        let pages = model.engine.config().kv_cache_tokens.div_ceil(PAGE_SIZE);
-        let labels = [PAGE_SIZE.to_string(), pages.to_string()];
-        self.cache_info.with_label_values(&labels).set(1.0);
+        self.infos.set(model);
     }
 
     /// A request arrived, with this many tokens.
@@ -254,6 +249,29 @@ impl Metrics {
             tracing::error!(%error, "metrics cannot be written");
         }
         String::from_utf8_lossy(&out).into_owned()
+    }
+}
+
+impl Infos {
+    fn new(make: &Maker) -> Self {
+        Self {
+            model: make.register(GaugeVec::new(
+                make.opts("vdiff_model_info", "The model in service; always 1"),
+                &["model_type", "device", "dtype"],
+            )),
+            cache: make.register(GaugeVec::new(
+                make.opts("vllm:cache_config_info", "Pages of the key/value cache; always 1"),
+                &["block_size", "num_gpu_blocks"],
+            )),
+        }
+    }
+
+    fn set(&self, model: &ServedModel) {
+        let labels = [model.family, model.device.spec.kind(), model.dtype.as_str()];
+        self.model.with_label_values(&labels).set(1.0);
+        let pages = model.engine.config().kv_cache_tokens.div_ceil(PAGE_SIZE);
+        let labels = [PAGE_SIZE.to_string(), pages.to_string()];
+        self.cache.with_label_values(&labels).set(1.0);
     }
 }
 
