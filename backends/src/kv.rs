@@ -52,12 +52,6 @@ impl KvPool {
         }
     }
 
-    /// Its sizes.
-    #[must_use]
-    pub fn shape(&self) -> KvShape {
-        self.shape
-    }
-
     /// Float type of the entries.
     #[must_use]
     pub fn dtype(&self) -> DType {

@@ -196,6 +196,9 @@ async fn a_request_out_of_time_is_a_504() {
     let server = serve(options, vec![]).await;
     let (status, body) = server.post(COMPLETIONS, &endless()).await;
     assert_eq!((status, &body["error"]["type"]), (504, &json!("timeout_error")));
+    for name in ["vdiff_requests_total", "vdiff_request_failure_total"] {
+        assert!((server.metric(name).await - 1.0).abs() < 1e-9, "{name} counts it once");
+    }
 }
 
 #[tokio::test]

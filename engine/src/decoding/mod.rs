@@ -14,7 +14,7 @@ pub use config::{
 };
 pub use presets::{Preset, preset};
 pub use quota::{BlockState, QuotaRule, quota_rule};
-pub use score::{rank, score_of};
+pub use score::rank;
 pub use uniforms::{Seeded, Uniforms};
 
 /// What rules know of an open position.

@@ -5,7 +5,7 @@ use dfastllm_models::ops::philox::{Counter, Purpose};
 use super::{Candidate, Score, Uniforms};
 
 /// The rank value of a candidate. `u` is asked only by [`Score::Random`].
-pub fn score_of(score: Score, candidate: &Candidate, u: impl FnOnce() -> f64) -> f64 {
+fn score_of(score: Score, candidate: &Candidate, u: impl FnOnce() -> f64) -> f64 {
     match score {
         Score::Probability => candidate.confidence,
         Score::Margin => candidate.margin,

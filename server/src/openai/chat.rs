@@ -2,15 +2,14 @@
 
 use std::time::Instant;
 
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use dfastllm_models::{ChatTemplate, SpecialTokens, Tokenizer};
 use serde_json::{Map, Value};
 
-use super::respond::{Frame, respond};
-use super::types::{ChatRequest, parse};
+use super::respond::{Frame, Prepared, respond};
+use super::types::{Body, ChatRequest, parse};
 use crate::convert::{Endpoint, check_model, convert};
 use crate::generation::Choices;
 use crate::{ApiError, AppState};
@@ -20,20 +19,16 @@ const MAX_MESSAGES: usize = 10_000;
 pub(crate) async fn create(
     State(state): State<AppState>,
     headers: HeaderMap,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+    body: Body,
 ) -> Result<Response, ApiError> {
-    let outcome = answer(state.clone(), headers, body.map_err(|_| ApiError::BodyTooLarge)).await;
-    outcome.inspect_err(|_| state.metrics().refused())
+    let prepared = prepare(&state, &headers, body).await;
+    respond(&state, prepared).await
 }
 
-async fn answer(
-    state: AppState,
-    headers: HeaderMap,
-    body: Result<Bytes, ApiError>,
-) -> Result<Response, ApiError> {
+async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Prepared, ApiError> {
     let arrival = Instant::now();
     let served = state.require_model()?;
-    let request: ChatRequest = parse(&headers, &body?)?;
+    let request: ChatRequest = parse(headers, body)?;
     check_model(request.common.model.as_deref(), served)?;
     let template = served.chat.clone().ok_or_else(|| {
         let message = "the model has no chat template; start the server with --chat-template FILE";
@@ -48,8 +43,8 @@ async fn answer(
         Endpoint::Chat,
         served,
     )?;
-    let choices = Choices::submit((&state, served), vec![prompt], &params, &options, arrival)?;
-    respond(Frame::new(Endpoint::Chat, served), choices, options).await
+    let choices = Choices::submit((state, served), vec![prompt], &params, &options, arrival)?;
+    Ok(Prepared { frame: Frame::new(Endpoint::Chat, served), choices, options })
 }
 
 /// Renders and tokenises a chat: also for the command line.

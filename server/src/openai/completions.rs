@@ -2,15 +2,14 @@
 
 use std::time::Instant;
 
-use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use dfastllm_models::{SpecialTokens, Tokenizer};
 use serde_json::Value;
 
-use super::respond::{Frame, respond};
-use super::types::{CompletionRequest, parse};
+use super::respond::{Frame, Prepared, respond};
+use super::types::{Body, CompletionRequest, parse};
 use crate::convert::{Endpoint, check_model, convert};
 use crate::generation::Choices;
 use crate::{ApiError, AppState};
@@ -20,27 +19,22 @@ const MAX_PROMPTS: usize = 1024;
 pub(crate) async fn create(
     State(state): State<AppState>,
     headers: HeaderMap,
-    body: Result<Bytes, axum::extract::rejection::BytesRejection>,
+    body: Body,
 ) -> Result<Response, ApiError> {
-    let outcome = answer(state.clone(), headers, body.map_err(|_| ApiError::BodyTooLarge)).await;
-    outcome.inspect_err(|_| state.metrics().refused())
+    let prepared = prepare(&state, &headers, body).await;
+    respond(&state, prepared).await
 }
 
-async fn answer(
-    state: AppState,
-    headers: HeaderMap,
-    body: Result<Bytes, ApiError>,
-) -> Result<Response, ApiError> {
+async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Prepared, ApiError> {
     let arrival = Instant::now();
     let served = state.require_model()?;
-    let request: CompletionRequest = parse(&headers, &body?)?;
+    let request: CompletionRequest = parse(headers, body)?;
     check_model(request.common.model.as_deref(), served)?;
     let prompts = prompts(request.prompt, served.tokenizer.clone()).await?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
     let (params, options) = convert(request.common, None, longest, Endpoint::Completions, served)?;
-    let choices = Choices::submit((&state, served), prompts, &params, &options, arrival)?;
-    let frame = Frame::new(Endpoint::Completions, served);
-    respond(frame, choices, options).await
+    let choices = Choices::submit((state, served), prompts, &params, &options, arrival)?;
+    Ok(Prepared { frame: Frame::new(Endpoint::Completions, served), choices, options })
 }
 
 /// Token ids of every prompt: a string, a list of strings, token ids, or a list of those.

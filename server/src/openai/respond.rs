@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::convert::{AnswerOptions, Endpoint};
 use crate::generation::{Choices, Update};
-use crate::{ApiError, ServedModel};
+use crate::{ApiError, AppState, ServedModel};
 
 /// What stands in every object of one answer.
 #[derive(Debug, Clone)]
@@ -52,12 +52,20 @@ impl Frame {
     }
 }
 
-/// Answers a submitted request.
+/// A submitted request.
+pub(crate) struct Prepared {
+    pub(crate) frame: Frame,
+    pub(crate) choices: Choices,
+    pub(crate) options: AnswerOptions,
+}
+
+/// Answers a request, or counts it as refused if it was never submitted.
 pub(crate) async fn respond(
-    frame: Frame,
-    mut choices: Choices,
-    options: AnswerOptions,
+    state: &AppState,
+    prepared: Result<Prepared, ApiError>,
 ) -> Result<Response, ApiError> {
+    let Prepared { frame, mut choices, options } =
+        prepared.inspect_err(|_| state.metrics().refused())?;
     if options.stream {
         // An error before the first event still gets a status of its own.
         let first = next_update(&mut choices).await?;

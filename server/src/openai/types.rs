@@ -4,6 +4,7 @@
 //! for bookkeeping and refuses the others by name.
 
 use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
 use axum::http::{HeaderMap, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -63,8 +64,12 @@ pub(crate) struct ChatRequest {
     pub(crate) common: Common,
 }
 
+/// A request body, unless it could not be read.
+pub(crate) type Body = Result<Bytes, BytesRejection>;
+
 /// Parses a JSON body.
-pub(crate) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> Result<T, ApiError> {
+pub(crate) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, ApiError> {
+    let body = body.map_err(|_| ApiError::BodyTooLarge)?;
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|h| h.to_str().ok());
     let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {
@@ -75,7 +80,7 @@ pub(crate) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: &Bytes) -> R
         ApiError::Invalid { param: None, code: None, message: format!("invalid body: {message}") }
     };
     // First as any JSON: errors of flattened types do not say where they are.
-    let value: Value = serde_json::from_slice(body).map_err(invalid)?;
+    let value: Value = serde_json::from_slice(&body).map_err(invalid)?;
     if !value.is_object() {
         let message = "invalid body: expected a JSON object".to_owned();
         return Err(ApiError::Invalid { param: None, code: None, message });
