@@ -32,6 +32,7 @@ impl KvShape {
 pub struct KvPool {
     shape: KvShape,
     dtype: DType,
+    device: Device,
     keys: Vec<Tensor<2>>,
     values: Vec<Tensor<2>>,
 }
@@ -47,9 +48,16 @@ impl KvPool {
         Self {
             shape,
             dtype,
+            device: device.clone(),
             keys: layers.clone().map(|_| zeros()).collect(),
             values: layers.map(|_| zeros()).collect(),
         }
+    }
+
+    /// Where the pages are.
+    #[must_use]
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// Float type of the entries.
@@ -78,6 +86,16 @@ impl KvPool {
                 // In place because the pool holds the only handle between calls.
                 store.inplace(|pages| pages.slice_assign([to.clone(), 0..self.shape.width], part));
             }
+        }
+    }
+
+    /// Copies all layers of page `from` to page `to`.
+    pub fn copy_page(&mut self, from: u32, to: u32) {
+        let size = self.shape.page_size;
+        let [from, to] = [from, to].map(|page| page as usize * size..(page as usize + 1) * size);
+        for store in self.keys.iter_mut().chain(&mut self.values) {
+            let part = store.clone().slice([from.clone()]);
+            store.inplace(|pages| pages.slice_assign([to.clone(), 0..self.shape.width], part));
         }
     }
 

@@ -19,7 +19,7 @@ mod rows;
 mod spec;
 
 pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-pub use cpu::{CpuPath, active_path, configure_threads, physical_cores};
+pub use cpu::{CpuPath, active_path, configure_threads, physical_cores, run_on};
 pub use dtype::{DTypeChoice, Precision};
 pub use error::DeviceError;
 pub use kv::{KvPool, KvShape};

@@ -1,9 +1,13 @@
-//! Left to right, one token a pass, over cached keys and values.
+//! Left to right over cached keys and values: the prompt in chunks, then a token a pass, or more
+//! where drafts turn out right.
+
+use std::ops::Range;
 
 use dfastllm_models::Attend;
 use dfastllm_models::ops::{ConfidenceOf, Draw, RowParams, RowScore};
 
-use crate::plan::{Generation, SpanPlan, StepPlan, Want};
+use crate::plan::{Generation, NotFinite, SpanPlan, StepPlan, Want};
+use crate::speculation::PromptLookup;
 use crate::{FinishReason, GenerationRequest, SettledToken, TraceStep};
 
 /// An autoregressive request.
@@ -14,6 +18,11 @@ pub(crate) struct Autoregressive {
     /// Positions whose keys and values are in the pages.
     cached: usize,
     request: GenerationRequest,
+    lookup: PromptLookup,
+    /// What the next pass verifies beside its own token.
+    draft: Option<Vec<u32>>,
+    /// Tokens drafted, and how many of them were right.
+    drafted: (usize, usize),
     settled: Vec<SettledToken>,
     trace: Vec<TraceStep>,
     forwards: usize,
@@ -27,6 +36,9 @@ impl Autoregressive {
             prompt_len: tokens.len(),
             tokens,
             cached: 0,
+            lookup: PromptLookup::new(request.max_draft),
+            draft: None,
+            drafted: (0, 0),
             request,
             settled: Vec::new(),
             trace: Vec::new(),
@@ -35,8 +47,9 @@ impl Autoregressive {
         }
     }
 
-    fn want(&self) -> Want {
-        let position = self.tokens.len();
+    /// How a position is scored: its draw depends on seed and position alone, so a draft is right
+    /// exactly if the pass without it would have drawn it.
+    fn want(&self, position: usize) -> Want {
         let request = &self.request;
         let draw = match request.filters.temperature > 0.0 {
             true => Draw::Categorical { seed: request.seed, position: position as u32, step: 0 },
@@ -52,51 +65,118 @@ impl Autoregressive {
         };
         Want { position, params, guidance_scale: None }
     }
+
+    /// End of what is read before decoding: the prompt, whose last row gives the first token, or,
+    /// for a request that lost its pages, everything but the last token, whose pass is still due.
+    fn reading_end(&self) -> usize {
+        if self.forwards == 0 { self.tokens.len() } else { self.tokens.len() - 1 }
+    }
+
+    fn draft(&self) -> &[u32] {
+        self.draft.as_deref().unwrap_or_default()
+    }
+
+    fn push(&mut self, score: &RowScore) {
+        let generated = self.tokens.len() - self.prompt_len + 1;
+        self.tokens.push(score.id);
+        let is_end = self.request.end_ids.contains(&score.id);
+        let (id, logprob, top) = (score.id, score.logprob, score.top.clone());
+        self.settled.push(SettledToken { id, logprob, top, is_end });
+        if is_end {
+            self.finish = Some(FinishReason::Stop);
+        } else if generated == self.request.max_tokens {
+            self.finish = Some(FinishReason::Length);
+        }
+    }
 }
 
 impl Generation for Autoregressive {
-    fn plan(&mut self, budget: usize) -> Option<StepPlan> {
-        let end = self.tokens.len().min(self.cached.saturating_add(budget));
-        if end == self.cached {
-            return None;
+    fn causal_tokens(&self) -> Option<&[u32]> {
+        Some(&self.tokens)
+    }
+
+    fn start(&mut self, cached: usize) {
+        self.cached = cached;
+    }
+
+    fn cached(&self) -> usize {
+        self.cached
+    }
+
+    fn writes(&mut self) -> Range<usize> {
+        if !self.is_decoding() {
+            return self.cached..self.reading_end();
         }
+        if self.draft.is_none() {
+            // The pass itself gives one token more than the draft.
+            let room = self.prompt_len + self.request.max_tokens - self.tokens.len() - 1;
+            self.draft = Some(self.lookup.draft(&self.tokens, room));
+        }
+        self.cached..self.tokens.len() + self.draft().len()
+    }
+
+    fn plan(&mut self, budget: usize) -> Option<StepPlan> {
+        let (tokens, wants) = if self.is_decoding() {
+            let mut tokens = self.tokens[self.cached..].to_vec();
+            tokens.extend(self.draft());
+            if tokens.len() > budget {
+                return None;
+            }
+            let first = self.tokens.len();
+            let wants = (first..=first + self.draft().len()).map(|p| self.want(p)).collect();
+            (tokens, wants)
+        } else {
+            let end = self.reading_end().min(self.cached.saturating_add(budget));
+            if end == self.cached {
+                return None;
+            }
+            let is_whole = end == self.tokens.len();
+            let wants = if is_whole { vec![self.want(end)] } else { Vec::new() };
+            (self.tokens[self.cached..end].to_vec(), wants)
+        };
         let span = SpanPlan {
-            tokens: self.tokens[self.cached..end].to_vec(),
+            tokens,
             first_position: self.cached,
             attend: Attend::Causal,
             write: true,
             cached: self.cached,
         };
-        let wants = if end == self.tokens.len() { vec![self.want()] } else { Vec::new() };
         Some(StepPlan { spans: vec![span], wants })
     }
 
     fn is_decoding(&self) -> bool {
-        self.cached + 1 == self.tokens.len() && self.forwards > 0
+        self.forwards > 0 && self.cached + 1 == self.tokens.len()
     }
 
-    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]) {
-        self.cached += plan.rows();
-        let Some(score) = scores.first() else { return };
+    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]) -> Result<(), NotFinite> {
+        let draft = self.draft.take().unwrap_or_default();
+        let first = self.tokens.len();
+        for (i, score) in scores.iter().enumerate() {
+            if !score.finite {
+                return Err(NotFinite);
+            }
+            self.push(score);
+            if self.finish.is_some() || draft.get(i) != Some(&score.id) {
+                break;
+            }
+        }
+        if scores.is_empty() {
+            self.cached += plan.rows();
+            return Ok(());
+        }
+        // Rows after the first wrong draft left keys and values that the next passes overwrite.
+        self.cached = self.tokens.len() - 1;
         self.forwards += 1;
-        let position = self.tokens.len() - self.prompt_len;
-        self.tokens.push(score.id);
-        let is_end = self.request.end_ids.contains(&score.id);
-        self.settled.push(SettledToken {
-            id: score.id,
-            logprob: score.logprob,
-            top: score.top.clone(),
-            is_end,
-        });
+        let right = self.tokens.len() - first - 1;
+        self.lookup.verified(draft.len(), right);
+        self.drafted = (self.drafted.0 + draft.len(), self.drafted.1 + right);
         if self.request.trace {
-            let committed = vec![(position, score.id)];
+            let position = first - self.prompt_len;
+            let ids = self.tokens[first..].iter().enumerate();
+            let committed = ids.map(|(i, &id)| (position + i, id)).collect();
             self.trace.push(TraceStep { step: self.forwards, committed, remasked: Vec::new() });
         }
-        if is_end {
-            self.finish = Some(FinishReason::Stop);
-        } else if position + 1 == self.request.max_tokens {
-            self.finish = Some(FinishReason::Length);
-        }
+        Ok(())
     }
 
     fn take_settled(&mut self) -> Vec<SettledToken> {
@@ -113,5 +193,9 @@ impl Generation for Autoregressive {
 
     fn take_trace(&mut self) -> Vec<TraceStep> {
         std::mem::take(&mut self.trace)
+    }
+
+    fn drafts(&self) -> (usize, usize) {
+        self.drafted
     }
 }

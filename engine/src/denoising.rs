@@ -9,7 +9,7 @@ use crate::decoding::{
     BlockState, Candidate, DecodingConfig, IdleSteps, QuotaRule, Region, Stop, TokenNoise,
     quota_rule, rank,
 };
-use crate::plan::{Generation, SpanPlan, StepPlan, Want};
+use crate::plan::{Generation, NotFinite, SpanPlan, StepPlan, Want};
 use crate::{FinishReason, GenerationRequest, SettledToken, TraceStep};
 
 /// A request to a model that denoises. Positions count from the first generated one.
@@ -173,6 +173,21 @@ impl Block {
 }
 
 impl Generation for Denoising {
+    /// Every position sees every other: nothing it computes outlives a change of the canvas.
+    fn causal_tokens(&self) -> Option<&[u32]> {
+        None
+    }
+
+    fn start(&mut self, _: usize) {}
+
+    fn cached(&self) -> usize {
+        0
+    }
+
+    fn writes(&mut self) -> Range<usize> {
+        0..0
+    }
+
     /// The whole canvas, and again with the prompt masked where guidance is asked for. The head
     /// runs only on open positions of the block.
     fn plan(&mut self, budget: usize) -> Option<StepPlan> {
@@ -191,7 +206,10 @@ impl Generation for Denoising {
         true
     }
 
-    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]) {
+    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]) -> Result<(), NotFinite> {
+        if scores.iter().any(|s| !s.finite) {
+            return Err(NotFinite);
+        }
         self.forwards += 1;
         let mut ranked: Vec<Candidate> = plan
             .wants
@@ -224,6 +242,7 @@ impl Generation for Denoising {
         }
         self.count_step();
         self.advance();
+        Ok(())
     }
 
     /// The settled prefix up to its first end token.

@@ -27,6 +27,14 @@ pub enum SubmitError {
         /// Requests that may wait.
         capacity: usize,
     },
+    /// The request needs more than all pages.
+    #[error("{needed} tokens are more than the key/value cache holds, {positions}")]
+    TooLong {
+        /// Prompt and answer.
+        needed: usize,
+        /// Positions of the cache.
+        positions: usize,
+    },
     /// The engine is draining or has stopped.
     #[error("the server is shutting down")]
     ShuttingDown,
@@ -44,6 +52,9 @@ pub enum EngineError {
         /// Seconds it was given from its arrival.
         seconds: u64,
     },
+    /// It was asked to end.
+    #[error("the request was cancelled")]
+    Cancelled,
     /// The model produced NaN or infinity.
     #[error("the model produced values that are not finite")]
     Numerical,

@@ -2,15 +2,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use dfastllm_models::{DType, Device, KvPool, LanguageModel, PAGE_SIZE};
 
 use crate::runner::Runner;
 use crate::stats::{EngineState, EngineStats};
-use crate::worker::{Command, Submission, Worker};
+use crate::worker::Worker;
 use crate::{
     EngineError, FinishReason, GenerationRequest, SettledToken, StartError, SubmitError, TraceStep,
     Usage,
@@ -36,8 +35,8 @@ pub enum Event {
     Settled {
         /// The new tokens.
         tokens: Vec<SettledToken>,
-        /// Passes used so far.
-        forwards: usize,
+        /// What it took so far.
+        usage: Usage,
         /// Commits since the last event, step by step, if asked for.
         trace: Vec<TraceStep>,
     },
@@ -54,11 +53,46 @@ pub enum Event {
     Failed(EngineError),
 }
 
-/// A submitted request. Dropping it cancels the request at the next step.
+/// A submitted request. Dropping the receiver cancels the request at the next step.
 #[derive(Debug)]
 pub struct Running {
     /// What happens to it. Bounded by the request's own length.
     pub events: flume::Receiver<Event>,
+    /// Ends it from elsewhere.
+    pub cancel: Cancel,
+}
+
+/// Ends a request at the next step; its reader is told.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Asks for the end.
+    pub fn request(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_requested(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A request on its way to the thread.
+#[derive(Debug)]
+pub(crate) struct Submission {
+    /// Grows with arrival.
+    pub(crate) id: u64,
+    /// An earlier request with the same prompt, which reads it for both.
+    pub(crate) leader: Option<u64>,
+    pub(crate) events: flume::Sender<Event>,
+    pub(crate) cancel: Cancel,
+    pub(crate) request: GenerationRequest,
+}
+
+#[derive(Debug)]
+pub(crate) enum Command {
+    Submit(Vec<Submission>),
+    Stop,
 }
 
 /// Talks to an engine. Cheap to clone; the engine stops when the last handle is gone.
@@ -128,31 +162,60 @@ impl EngineHandle {
     /// Queues a request.
     ///
     /// # Errors
-    /// When the queue is full or the engine takes no more requests.
+    /// As [`EngineHandle::submit_choices`].
     pub fn submit(&self, request: GenerationRequest) -> Result<Running, SubmitError> {
+        self.submit_choices(vec![request])?.pop().ok_or(SubmitError::Failed)
+    }
+
+    /// Queues all requests or none. They should have the same prompt: a causal model reads it once
+    /// for all of them.
+    ///
+    /// # Errors
+    /// When the queue has no room, a request no chance of enough pages, or the engine takes no more
+    /// requests.
+    pub fn submit_choices(
+        &self,
+        requests: Vec<GenerationRequest>,
+    ) -> Result<Vec<Running>, SubmitError> {
         match self.stats.state() {
             EngineState::Ready => {}
             EngineState::Draining => return Err(SubmitError::ShuttingDown),
             EngineState::Failed => return Err(SubmitError::Failed),
         }
-        let capacity = self.config.max_queue;
+        let (count, capacity) = (requests.len(), self.config.max_queue);
+        let positions = self.config.kv_cache_tokens;
+        let keeps = |r: &GenerationRequest| if r.decoding.is_some() { 0 } else { r.total_len() };
+        if let Some(needed) = requests.iter().map(keeps).find(|&needed| needed > positions) {
+            return Err(SubmitError::TooLong { needed, positions });
+        }
         self.stats
             .queued
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < capacity).then_some(n + 1))
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
+                (n + count <= capacity).then_some(n + count)
+            })
             .map_err(|_| SubmitError::QueueFull { capacity })?;
-        // At most one event a token and a final one: the engine never blocks on a slow reader.
-        let (sender, events) = flume::bounded(request.max_tokens + 1);
-        let submission = Submission {
-            id: self.next_id.fetch_add(1, Ordering::Relaxed),
-            arrival: Instant::now(),
-            events: sender,
-            request,
-        };
-        if self.commands.try_send(Command::Submit(Box::new(submission))).is_err() {
-            self.stats.queued.fetch_sub(1, Ordering::Relaxed);
+        let first_id = self.next_id.fetch_add(count as u64, Ordering::Relaxed);
+        let first_prompt = requests.first().map(|r| r.prompt.clone()).unwrap_or_default();
+        let (submissions, running) = (first_id..)
+            .zip(requests)
+            .map(|(id, request)| {
+                // At most one event a token and a final one: the engine never blocks on a slow
+                // reader.
+                let (sender, events) = flume::bounded(request.max_tokens + 1);
+                let follows = id > first_id && request.prompt == first_prompt;
+                let (cancel, leader) = (Cancel::default(), follows.then_some(first_id));
+                let submitted = cancel.clone();
+                (
+                    Submission { id, leader, events: sender, cancel: submitted, request },
+                    Running { events, cancel },
+                )
+            })
+            .unzip();
+        if self.commands.try_send(Command::Submit(submissions)).is_err() {
+            self.stats.queued.fetch_sub(count, Ordering::Relaxed);
             return Err(SubmitError::Failed);
         }
-        Ok(Running { events })
+        Ok(running)
     }
 
     /// Refuses new requests from now on; what runs goes on.

@@ -9,21 +9,26 @@
 //! model families, devices.
 
 mod autoregressive;
+mod batch;
 pub mod decoding;
 mod denoising;
 mod error;
 mod handle;
 mod output;
+mod pacing;
 mod pages;
 mod plan;
 mod request;
 mod runner;
 mod scheduler;
+#[cfg(test)]
+mod simulation;
+mod speculation;
 mod stats;
 mod worker;
 
 pub use error::{EngineError, RequestError, StartError, SubmitError};
-pub use handle::{Engine, EngineConfig, EngineHandle, Event, Running};
+pub use handle::{Cancel, Engine, EngineConfig, EngineHandle, Event, Running};
 pub use output::{FinishReason, SettledToken, TextAssembler, TraceStep, Usage};
-pub use request::{GenerationRequest, ModelLimits, RequestParams, Sampling};
-pub use stats::{EngineState, EngineStats, StatsSnapshot};
+pub use request::{GenerationRequest, MAX_DRAFT, ModelLimits, RequestParams, Sampling};
+pub use stats::{EngineState, EngineStats, StatsSnapshot, Totals};

@@ -32,6 +32,8 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Tokens generated, up to and including the end token.
     pub completion_tokens: usize,
+    /// Prompt tokens whose keys and values were there already.
+    pub cached_tokens: usize,
     /// Forward passes whose logits were used.
     pub forwards: usize,
 }

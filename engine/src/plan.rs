@@ -1,5 +1,7 @@
 //! What one request wants from a step, as plain data.
 
+use std::ops::Range;
+
 use dfastllm_models::Attend;
 use dfastllm_models::ops::{RowParams, RowScore};
 
@@ -41,8 +43,26 @@ impl StepPlan {
     }
 }
 
+/// Values that are not finite reached a row whose token was to be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NotFinite;
+
 /// How a kind of request turns steps into tokens.
 pub(crate) trait Generation: Send {
+    /// Prompt and answer so far, if its keys and values depend on what comes before only and may
+    /// therefore be shared; `None` if it keeps none.
+    fn causal_tokens(&self) -> Option<&[u32]>;
+
+    /// Keys and values of the first `cached` positions are in its pages: it got its seat, or, with
+    /// 0, lost it.
+    fn start(&mut self, cached: usize);
+
+    /// Positions whose keys and values are in its pages.
+    fn cached(&self) -> usize;
+
+    /// Decides on the next pass; the positions it will write. Once before [`Generation::plan`].
+    fn writes(&mut self) -> Range<usize>;
+
     /// What it wants next in at most `budget` rows, or more if it cannot be cut; `None` if the
     /// budget does not do. Called again with the same answer until [`Generation::settle`].
     fn plan(&mut self, budget: usize) -> Option<StepPlan>;
@@ -51,7 +71,7 @@ pub(crate) trait Generation: Send {
     fn is_decoding(&self) -> bool;
 
     /// Takes the scores of the planned wants, in order.
-    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]);
+    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]) -> Result<(), NotFinite>;
 
     /// Tokens that became final since the last call.
     fn take_settled(&mut self) -> Vec<crate::SettledToken>;
@@ -64,4 +84,9 @@ pub(crate) trait Generation: Send {
 
     /// Commits step by step, if asked for.
     fn take_trace(&mut self) -> Vec<crate::TraceStep>;
+
+    /// Tokens drafted so far, and how many of them were right.
+    fn drafts(&self) -> (usize, usize) {
+        (0, 0)
+    }
 }

@@ -1,7 +1,7 @@
 //! Requests: can only be built valid. Every number is bounded here, before anything is allocated.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dfastllm_models::ops::Filters;
 use dfastllm_models::{LoadedModel, ReferenceLoop};
@@ -12,6 +12,8 @@ use crate::decoding::{DecodingConfig, Seeded, Uniforms};
 const MAX_LOGIT_BIAS: usize = 1024;
 const MAX_STOP_IDS: usize = 128;
 const MAX_TOP_LOGPROBS: usize = 20;
+/// Longest draft that can be asked for.
+pub const MAX_DRAFT: usize = 64;
 /// Below it a temperature means greedy: dividing by it would overflow.
 const MIN_TEMPERATURE: f64 = 1e-5;
 
@@ -82,10 +84,36 @@ pub struct RequestParams {
     pub seed: u64,
     /// Lower is sooner.
     pub priority: i64,
+    /// When the request arrived.
+    pub arrival: Instant,
     /// Time from arrival after which the request fails.
     pub timeout: Duration,
+    /// Longest draft a causal request verifies in one pass; 0 for none. Changes no token.
+    pub max_draft: usize,
     /// Whether to report commits step by step.
     pub trace: bool,
+}
+
+impl RequestParams {
+    /// A greedy request that ends at the model's end tokens and has five minutes from now.
+    #[must_use]
+    pub fn new(prompt: Vec<u32>, max_tokens: usize) -> Self {
+        Self {
+            prompt,
+            max_tokens,
+            min_tokens: 0,
+            ignore_eos: false,
+            stop_token_ids: Vec::new(),
+            sampling: Sampling::default(),
+            decoding: None,
+            seed: 0,
+            priority: 0,
+            arrival: Instant::now(),
+            timeout: Duration::from_secs(300),
+            max_draft: 0,
+            trace: false,
+        }
+    }
 }
 
 /// A valid request.
@@ -102,7 +130,9 @@ pub struct GenerationRequest {
     pub(crate) uniforms: Box<dyn Uniforms>,
     pub(crate) decoding: Option<(DecodingConfig, u32)>,
     pub(crate) priority: i64,
+    pub(crate) arrival: Instant,
     pub(crate) timeout: Duration,
+    pub(crate) max_draft: usize,
     pub(crate) trace: bool,
 }
 
@@ -151,7 +181,9 @@ impl GenerationRequest {
             uniforms: Box::new(Seeded(params.seed)),
             decoding,
             priority: params.priority,
+            arrival: params.arrival,
             timeout: params.timeout,
+            max_draft: params.max_draft,
             trace: params.trace,
         })
     }
@@ -211,6 +243,10 @@ fn check_lengths(params: &RequestParams, limits: &ModelLimits) -> Result<(), Req
         );
         let error = RequestError::new("max_tokens", message);
         return Err(RequestError { context_exceeded: true, ..error });
+    }
+    if params.max_draft > MAX_DRAFT {
+        let message = format!("drafts of {} tokens, at most {MAX_DRAFT}", params.max_draft);
+        return Err(RequestError::new("max_draft", message));
     }
     if params.min_tokens > max_tokens {
         let message = format!("min_tokens is {}, expected at most max_tokens", params.min_tokens);

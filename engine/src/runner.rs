@@ -1,16 +1,30 @@
 //! The only caller of the model: plans of one step in, scores out.
 
+use std::time::{Duration, Instant};
+
 use dfastllm_models::ops::{Guidance, RowParams, RowScore, score_rows, select_rows};
 use dfastllm_models::{
-    Alignment, KvPool, LanguageModel, PAGE_SIZE, RaggedRows, RowsError, SpanRequest, unobserved,
+    Alignment, KvPool, LanguageModel, PAGE_SIZE, RaggedRows, RowsError, SpanRequest, run_on,
+    unobserved,
 };
 
 use crate::plan::{SpanPlan, StepPlan, Want};
+use crate::scheduler::PageCopy;
 
 /// One request's share of a step and its block table.
 pub(crate) struct Planned<'a> {
     pub(crate) plan: &'a StepPlan,
     pub(crate) pages: &'a [u32],
+}
+
+/// What a step computed, and how long that took.
+pub(crate) struct Computed {
+    /// For each plan the scores of its wants, in order.
+    pub(crate) scores: Vec<Vec<RowScore>>,
+    /// In the model. A device that works on its own may still be at it when scoring begins.
+    pub(crate) model: Duration,
+    /// Choosing tokens from logits.
+    pub(crate) scoring: Duration,
 }
 
 /// The model with its key/value pool.
@@ -36,14 +50,29 @@ impl Runner {
         score_rows(self.model.logits(hidden), &params).iter().all(|s| s.finite && s.entropy < flat)
     }
 
-    /// Runs one pass over all plans; returns the scores of each plan's wants, in order.
+    /// Makes the copies, then runs one pass over all plans. `alive` is called as layers pass.
     ///
     /// # Errors
     /// When a plan contradicts itself, which is a bug of its maker.
     pub(crate) fn step(
         &mut self,
+        copies: &[PageCopy],
         planned: &[Planned<'_>],
-    ) -> Result<Vec<Vec<RowScore>>, RowsError> {
+        alive: &(dyn Fn() + Sync),
+    ) -> Result<Computed, RowsError> {
+        run_on(&self.pool.device().clone(), || self.compute(copies, planned, alive))
+    }
+
+    fn compute(
+        &mut self,
+        copies: &[PageCopy],
+        planned: &[Planned<'_>],
+        alive: &dyn Fn(),
+    ) -> Result<Computed, RowsError> {
+        let begun = Instant::now();
+        for &PageCopy { from, to } in copies {
+            self.pool.copy_page(from, to);
+        }
         let (mut tokens, mut positions, mut spans) = (Vec::new(), Vec::new(), Vec::new());
         let (mut scored_rows, mut params) = (Vec::new(), Vec::new());
         for Planned { plan, pages } in planned {
@@ -64,14 +93,18 @@ impl Runner {
             }
         }
         let rows = RaggedRows::new(tokens, positions, spans, PAGE_SIZE)?;
-        let hidden = self.model.forward(&rows, &mut self.pool, &mut unobserved);
-        let mut scores = Vec::new();
+        let hidden = self.model.forward(&rows, &mut self.pool, &mut |_, _| alive());
+        let (mut scores, mut model) = (Vec::new(), begun.elapsed());
         if !scored_rows.is_empty() {
             let logits = self.model.logits(select_rows(hidden, &scored_rows));
+            model = begun.elapsed();
             scores = score_rows(logits, &params);
         }
-        let mut scores = scores.into_iter();
-        Ok(planned.iter().map(|p| scores.by_ref().take(p.plan.wants.len()).collect()).collect())
+        let scoring = begun.elapsed() - model;
+        let mut rest = scores.into_iter();
+        let scores =
+            planned.iter().map(|p| rest.by_ref().take(p.plan.wants.len()).collect()).collect();
+        Ok(Computed { scores, model, scoring })
     }
 
     /// Notes the rows whose logits a want needs, and where they will be among the scored ones.

@@ -4,13 +4,10 @@
 #![expect(clippy::print_stdout, reason = "it prints")]
 
 use std::error::Error;
-use std::time::Duration;
 
 use dfastllm_backends::{CpuProvider, DTypeChoice, DeviceProvider, DeviceSpec, open_device};
 use dfastllm_engine::decoding::{DecodingConfig, Preset, Quota, preset};
-use dfastllm_engine::{
-    Engine, EngineConfig, Event, GenerationRequest, ModelLimits, RequestParams, Sampling,
-};
+use dfastllm_engine::{Engine, EngineConfig, Event, GenerationRequest, ModelLimits, RequestParams};
 use dfastllm_models::{ReferenceLoop, SpecialTokens, builtin_files, load};
 
 const LENGTH: usize = 16;
@@ -35,17 +32,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let reference = preset(Preset::Reference, ReferenceLoop::EvenSplit, LENGTH);
     let decoding = DecodingConfig { quota: Quota::EvenSplit { steps: LENGTH / 2 }, ..reference };
     let params = RequestParams {
-        prompt: tokenizer.encode(prompt, SpecialTokens::Include)?,
-        max_tokens: LENGTH,
-        min_tokens: 0,
         ignore_eos: true,
-        stop_token_ids: Vec::new(),
-        sampling: Sampling::default(),
         decoding: Some(decoding),
-        seed: 0,
-        priority: 0,
-        timeout: Duration::from_secs(60),
         trace: true,
+        ..RequestParams::new(tokenizer.encode(prompt, SpecialTokens::Include)?, LENGTH)
     };
     let running = engine.handle().submit(GenerationRequest::new(params, &limits)?)?;
     let mut canvas = vec!["▢".to_owned(); LENGTH];

@@ -21,6 +21,7 @@ mod model;
 mod phi;
 mod registry;
 mod special;
+mod synth;
 mod tokenizer;
 mod weights;
 
@@ -29,11 +30,12 @@ pub use chat::{ChatError, ChatTemplate};
 pub use dfastllm_backends::ops;
 pub use dfastllm_backends::{
     Attend, DType, DTypeChoice, Device, KvPool, KvShape, OpenDevice, PAGE_SIZE, Precision,
-    RaggedRows, RowsError, SpanRequest, Tensor,
+    RaggedRows, RowsError, SpanRequest, Tensor, run_on,
 };
 pub use error::LoadError;
 pub use files::ModelFiles;
 pub use model::{Alignment, LanguageModel, ModelShape, Probe, Tap, unobserved};
 pub use registry::{LoadedModel, load};
 pub use special::{GenerationDefaults, ReferenceLoop, SpecialIds};
+pub use synth::{SynthTensor, shape_config, shape_names, synth_tensors, write_synth};
 pub use tokenizer::{SpecialTokens, TokenStream, Tokenizer};

@@ -14,12 +14,12 @@ use crate::{
 };
 
 /// Builds a model from its config and weights.
-type Load = fn(&Value, &mut Weights) -> Result<Box<dyn LanguageModel>, LoadError>;
+pub(crate) type Load = fn(&Value, &mut Weights) -> Result<Box<dyn LanguageModel>, LoadError>;
 
 /// A family: its `model_type` and what its file offers.
-struct Family {
+pub(crate) struct Family {
     model_type: &'static str,
-    load: Load,
+    pub(crate) load: Load,
     special: SpecialSources,
     /// A template for checkpoints that bring none.
     chat_template: Option<&'static str>,
@@ -30,7 +30,7 @@ const PHI_TEMPLATE: &str = "{% for m in messages %}{% if m.role == 'assistant' %
     {{ 'Output: ' ~ m.content ~ '\\n' }}{% else %}{{ 'Instruct: ' ~ m.content ~ '\\n' }}\
     {% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Output:' }}{% endif %}";
 
-const FAMILIES: [Family; 3] = [
+static FAMILIES: [Family; 3] = [
     Family {
         model_type: "phi",
         load: phi::load,
@@ -89,11 +89,7 @@ pub fn load(
     dtype: DTypeChoice,
 ) -> Result<LoadedModel, LoadError> {
     let config: Value = files.required_json("config.json")?;
-    let Header { model_type } = config::read(&config)?;
-    let family = FAMILIES.iter().find(|f| f.model_type == model_type).ok_or_else(|| {
-        let expected: Vec<_> = FAMILIES.iter().map(|f| f.model_type).collect();
-        LoadError::UnknownFamily { found: model_type.clone(), expected: expected.join(", ") }
-    })?;
+    let family = family_of(&config)?;
     let tokenizer = Tokenizer::load(files)?;
     let chat = ChatTemplate::load(files, family.chat_template)?;
     let generation = files.json("generation_config.json")?.unwrap_or_default();
@@ -118,6 +114,15 @@ pub fn load(
         generation,
         precision,
         family: family.model_type,
+    })
+}
+
+/// The family a config names.
+pub(crate) fn family_of(config: &Value) -> Result<&'static Family, LoadError> {
+    let Header { model_type } = config::read(config)?;
+    FAMILIES.iter().find(|f| f.model_type == model_type).ok_or_else(|| {
+        let expected: Vec<_> = FAMILIES.iter().map(|f| f.model_type).collect();
+        LoadError::UnknownFamily { found: model_type.clone(), expected: expected.join(", ") }
     })
 }
 

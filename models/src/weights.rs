@@ -24,7 +24,7 @@ pub(crate) struct Weights {
     stored: StoredTensors,
     device: Device,
     precision: Precision,
-    missing: Vec<String>,
+    missing: Vec<(String, Vec<usize>)>,
     misshapen: Vec<String>,
     unreadable: Option<LoadError>,
 }
@@ -60,7 +60,7 @@ impl Weights {
     fn tensor<const D: usize>(&mut self, name: &str, shape: [usize; D], dtype: DType) -> Tensor<D> {
         let read = match self.stored.remove(name) {
             None => {
-                self.missing.push(name.to_owned());
+                self.missing.push((name.to_owned(), shape.to_vec()));
                 None
             }
             Some((stored, file)) if stored.shape.to_vec() != shape => {
@@ -83,15 +83,21 @@ impl Weights {
         }
     }
 
+    /// Names and shapes of what was asked for and is not there.
+    pub(crate) fn into_missing(self) -> Vec<(String, Vec<usize>)> {
+        self.missing
+    }
+
     /// # Errors
     /// Everything that did not fit, in one message.
     pub(crate) fn finish(self) -> Result<(), LoadError> {
         if let Some(error) = self.unreadable {
             return Err(error);
         }
+        let missing: Vec<String> = self.missing.into_iter().map(|(name, _)| name).collect();
         let unused: Vec<String> = self.stored.into_keys().collect();
         let problems: Vec<String> = [
-            listed("missing", &self.missing),
+            listed("missing", &missing),
             listed("misshapen", &self.misshapen),
             listed("unused", &unused),
         ]

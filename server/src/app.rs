@@ -8,16 +8,17 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::metrics::Metrics;
-use crate::{ApiError, ServedModel, auth, health, openai};
+use crate::requests::Requests;
+use crate::{ApiError, ServedModel, auth, health, openai, requests};
 
 /// Largest request body. Parsed JSON takes many times its text; the longest context served, 131072
 /// token ids, is under 1 MB.
 const MAX_BODY_BYTES: usize = 4 << 20;
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID: usize = 128;
 
 /// What handlers share. Cheap to clone.
@@ -29,6 +30,7 @@ struct Shared {
     served: OnceLock<ServedModel>,
     api_keys: Vec<String>,
     metrics: Metrics,
+    requests: Requests,
     started: Instant,
     created: u64,
 }
@@ -44,6 +46,7 @@ impl AppState {
             served: OnceLock::new(),
             api_keys,
             metrics: Metrics::new(model_name),
+            requests: Requests::default(),
             started: Instant::now(),
             created,
         }))
@@ -71,6 +74,10 @@ impl AppState {
         &self.0.metrics
     }
 
+    pub(crate) fn requests(&self) -> &Requests {
+        &self.0.requests
+    }
+
     pub(crate) fn api_keys(&self) -> &[String] {
         &self.0.api_keys
     }
@@ -92,6 +99,7 @@ pub fn app(state: AppState) -> Router {
         .route("/v1/models/{*id}", get(openai::models::get))
         .route("/v1/completions", post(openai::completions::create))
         .route("/v1/chat/completions", post(openai::chat::create))
+        .route("/v1/requests/{id}", delete(requests::cancel))
         .route_layer(middleware::from_fn_with_state(state.clone(), auth::require_key));
     Router::new()
         .merge(guarded)
@@ -119,12 +127,15 @@ fn internal_error() -> Response {
 }
 
 /// Echoes the client's request id if it is short and visible ASCII, else makes one.
-async fn request_id(request: Request, next: Next) -> Response {
+async fn request_id(mut request: Request, next: Next) -> Response {
     let given = request.headers().get(&REQUEST_ID).filter(|id| {
         id.len() <= MAX_REQUEST_ID && !id.is_empty() && id.to_str().is_ok_and(|s| s.is_ascii())
     });
     let id =
         given.cloned().or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());
+    if let Some(id) = &id {
+        request.headers_mut().insert(REQUEST_ID, id.clone());
+    }
     let mut response = next.run(request).await;
     if let Some(id) = id {
         response.headers_mut().insert(REQUEST_ID, id);

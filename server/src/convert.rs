@@ -1,5 +1,7 @@
 //! Wire types to valid engine requests. Every unknown or unsupported field is answered.
 
+use std::time::Instant;
+
 use dfastllm_engine::{RequestParams, Sampling};
 use rand::TryRng;
 use serde_json::{Map, Value};
@@ -96,7 +98,9 @@ pub(crate) fn convert(
         decoding,
         seed: seed(&common, served)?,
         priority: common.priority.unwrap_or(0),
+        arrival: Instant::now(),
         timeout: served.request_timeout,
+        max_draft: served.speculative_tokens,
         trace,
     };
     Ok((params, answer_options(&common, trace)?))

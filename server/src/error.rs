@@ -10,6 +10,11 @@ use serde_json::{Value, json};
 const MAX_ECHO: usize = 200;
 /// Seconds after which a client that met a full queue may try again.
 const RETRY_AFTER: &str = "1";
+/// What proxies log for such a request. No client library tries again on it.
+const CLIENT_CLOSED_REQUEST: StatusCode = match StatusCode::from_u16(499) {
+    Ok(status) => status,
+    Err(_) => StatusCode::BAD_REQUEST,
+};
 
 /// Everything a request can be refused or broken by.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +40,13 @@ pub enum ApiError {
         /// What there is.
         available: Vec<String>,
     },
+    /// No running request has this id.
+    RequestNotFound {
+        /// What was asked for.
+        id: String,
+    },
+    /// The request was cancelled by name.
+    Cancelled,
     /// No or a wrong API key.
     Unauthorized,
     /// No such route.
@@ -82,10 +94,18 @@ impl ApiError {
         Self::Invalid { param, code: Some("unsupported_parameter"), message: message.into() }
     }
 
+    /// What was found and what is expected.
+    pub(crate) fn message(&self) -> String {
+        self.body()["error"]["message"].as_str().unwrap_or_default().to_owned()
+    }
+
     fn status(&self) -> StatusCode {
         match self {
             Self::Invalid { .. } | Self::EmptyPrompt { .. } => StatusCode::BAD_REQUEST,
-            Self::ModelNotFound { .. } | Self::NotFound => StatusCode::NOT_FOUND,
+            Self::ModelNotFound { .. } | Self::RequestNotFound { .. } | Self::NotFound => {
+                StatusCode::NOT_FOUND
+            }
+            Self::Cancelled => CLIENT_CLOSED_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -114,6 +134,15 @@ impl ApiError {
                 let available = available.join(", ");
                 let message = format!("Model '{name}' not found. Available models: {available}");
                 object(message, "model_not_found", Some("model"), json!(404))
+            }
+            Self::RequestNotFound { id } => {
+                let id: String = id.chars().take(MAX_ECHO).collect();
+                let message = format!("no queued or running request has the id '{id}'");
+                object(message, "not_found_error", Some("id"), json!("request_not_found"))
+            }
+            Self::Cancelled => {
+                let message = "the request was cancelled";
+                object(message.into(), "request_cancelled", None, json!("request_cancelled"))
             }
             Self::Unauthorized => {
                 let message = "Invalid or missing API key; send 'Authorization: Bearer KEY'";
@@ -176,6 +205,11 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match error {
             SubmitError::QueueFull { capacity } => Self::QueueFull { capacity },
+            SubmitError::TooLong { .. } => Self::Invalid {
+                param: Some("max_tokens".to_owned()),
+                code: Some("context_length_exceeded"),
+                message: error.to_string(),
+            },
             other => Self::Unavailable { message: other.to_string() },
         }
     }
@@ -186,6 +220,7 @@ impl From<EngineError> for ApiError {
         let message = error.to_string();
         match error {
             EngineError::Timeout { .. } => Self::Timeout { message },
+            EngineError::Cancelled => Self::Cancelled,
             EngineError::Numerical => Self::Internal { code: "numerical_error", message },
             EngineError::StepFailed => Self::Internal { code: "engine_error", message },
             EngineError::Stopped => Self::Unavailable { message },

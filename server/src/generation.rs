@@ -12,6 +12,7 @@ use futures_util::stream::{AbortHandle, SelectAll, Stream, StreamExt, abortable}
 
 use crate::convert::AnswerOptions;
 use crate::metrics::{Outcome, Times};
+use crate::requests::Registered;
 use crate::{ApiError, AppState, ServedModel};
 
 /// What became certain about one choice.
@@ -35,6 +36,7 @@ pub(crate) struct Choices {
     events: SelectAll<Events>,
     choices: Vec<Choice>,
     open: usize,
+    _registered: Option<Registered>,
 }
 
 struct Choice {
@@ -43,7 +45,7 @@ struct Choice {
     trace: Vec<TraceStep>,
     arrival: Instant,
     first_token: Option<Instant>,
-    cancel: AbortHandle,
+    abort: AbortHandle,
     done: bool,
 }
 
@@ -54,7 +56,7 @@ impl Choices {
         prompts: Vec<Vec<u32>>,
         params: &RequestParams,
         options: &AnswerOptions,
-        arrival: Instant,
+        names: Vec<String>,
     ) -> Result<Self, ApiError> {
         let asked = prompts.len().saturating_mul(options.n);
         let places = served.engine.config().max_queue;
@@ -63,38 +65,58 @@ impl Choices {
                 format!("{asked} choices asked for at once, at most {places} find a place");
             return Err(ApiError::invalid("n", message));
         }
-        let mut requests = Vec::new();
-        for prompt in &prompts {
-            for choice in 0..options.n as u64 {
-                let seed = params.seed.wrapping_add(choice);
-                let params = RequestParams { prompt: prompt.clone(), seed, ..params.clone() };
-                requests.push((prompt.len(), GenerationRequest::new(params, &served.limits)?));
+        let request = |prompt: &Vec<u32>, choice: u64| {
+            let seed = params.seed.wrapping_add(choice);
+            let params = RequestParams { prompt: prompt.clone(), seed, ..params.clone() };
+            GenerationRequest::new(params, &served.limits)
+        };
+        let requests: Vec<Vec<GenerationRequest>> = prompts
+            .iter()
+            .map(|prompt| (0..options.n as u64).map(|i| request(prompt, i)).collect())
+            .collect::<Result<_, _>>()?;
+        // Dropped when a later prompt is refused, which cancels and counts the earlier ones.
+        let mut this = Self {
+            state: state.clone(),
+            events: SelectAll::new(),
+            choices: Vec::new(),
+            open: 0,
+            _registered: None,
+        };
+        let mut cancels = Vec::new();
+        for (prompt, requests) in prompts.iter().zip(requests) {
+            for running in served.engine.submit_choices(requests)? {
+                cancels.push(running.cancel.clone());
+                let assembler = assembler(&served.tokenizer, options);
+                this.add(running, prompt.len(), params.arrival, assembler);
             }
         }
-        // Dropped when a later request is refused, which cancels and counts the earlier ones.
-        let mut this =
-            Self { state: state.clone(), events: SelectAll::new(), choices: Vec::new(), open: 0 };
-        for (index, (prompt_tokens, request)) in requests.into_iter().enumerate() {
-            let Running { events: receiver } = served.engine.submit(request)?;
-            let stream = receiver.into_stream().map(move |event| (index, event));
-            // A choice that meets a stop string gives its seat back before the others are done.
-            let (stream, cancel) = abortable(stream);
-            this.events.push(Box::pin(stream) as Events);
-            let (tokenizer, usage) =
-                (&served.tokenizer, Usage { prompt_tokens, ..Usage::default() });
-            this.choices.push(Choice {
-                assembler: assembler(tokenizer, options),
-                usage,
-                trace: Vec::new(),
-                arrival,
-                first_token: None,
-                cancel,
-                done: false,
-            });
-            state.metrics().received(prompt_tokens);
-        }
         this.open = this.choices.len();
+        this._registered = Some(state.requests().register(names, cancels));
         Ok(this)
+    }
+
+    fn add(
+        &mut self,
+        Running { events, .. }: Running,
+        prompt_tokens: usize,
+        arrival: Instant,
+        assembler: TextAssembler,
+    ) {
+        let index = self.choices.len();
+        let stream = events.into_stream().map(move |event| (index, event));
+        // A choice that meets a stop string gives its seat back before the others are done.
+        let (stream, abort) = abortable(stream);
+        self.events.push(Box::pin(stream) as Events);
+        self.choices.push(Choice {
+            assembler,
+            usage: Usage { prompt_tokens, ..Usage::default() },
+            trace: Vec::new(),
+            arrival,
+            first_token: None,
+            abort,
+            done: false,
+        });
+        self.state.metrics().received(prompt_tokens);
     }
 
     /// The next update, or `None` when every choice has ended.
@@ -123,9 +145,10 @@ impl Choices {
 
     /// What all choices took; a prompt counts once however many choices it has.
     pub(crate) fn usage(&self, n: usize) -> Usage {
-        let prompts = self.choices.iter().step_by(n.max(1));
+        let prompts = || self.choices.iter().step_by(n.max(1));
         Usage {
-            prompt_tokens: prompts.map(|c| c.usage.prompt_tokens).sum(),
+            prompt_tokens: prompts().map(|c| c.usage.prompt_tokens).sum(),
+            cached_tokens: prompts().map(|c| c.usage.cached_tokens).sum(),
             completion_tokens: self.choices.iter().map(|c| c.usage.completion_tokens).sum(),
             forwards: self.choices.iter().map(|c| c.usage.forwards).sum(),
         }
@@ -140,10 +163,14 @@ impl Choices {
         self.choices.len()
     }
 
-    /// Counts what is still running as failed.
-    pub(crate) fn fail(&mut self) {
+    /// Counts what is still running as ended by an error.
+    pub(crate) fn fail(&mut self, error: &EngineError) {
+        let outcome = match error {
+            EngineError::Cancelled => Outcome::Aborted,
+            _ => Outcome::Failed,
+        };
         for choice in &mut self.choices {
-            choice.end(&self.state, Outcome::Failed);
+            choice.end(&self.state, outcome);
         }
     }
 }
@@ -160,10 +187,10 @@ impl Choice {
     fn take(&mut self, index: usize, event: Event) -> Result<Update, EngineError> {
         let mut update = Update { index, text: String::new(), token_ids: Vec::new(), finish: None };
         match event {
-            Event::Settled { tokens, forwards, trace } => {
+            Event::Settled { tokens, usage, trace } => {
                 self.trace.extend(trace);
                 self.first_token.get_or_insert_with(Instant::now);
-                self.usage.forwards = forwards;
+                self.usage = Usage { completion_tokens: self.usage.completion_tokens, ..usage };
                 for token in &tokens {
                     update.text.push_str(&self.assembler.push(token));
                     update.token_ids.push(token.id);
@@ -179,7 +206,7 @@ impl Choice {
                 // A stop string may be complete only with the characters that were held back.
                 let stopped = self.assembler.is_stopped();
                 update.finish = Some(if stopped { FinishReason::Stop } else { reason });
-                self.usage.forwards = usage.forwards;
+                self.usage = Usage { completion_tokens: self.usage.completion_tokens, ..usage };
                 self.trace.extend(trace);
             }
             Event::Failed(error) => return Err(error),
@@ -191,7 +218,7 @@ impl Choice {
         if std::mem::replace(&mut self.done, true) {
             return;
         }
-        self.cancel.abort();
+        self.abort.abort();
         let times = Times {
             total: self.arrival.elapsed(),
             first_token: self.first_token.map(|at| at - self.arrival),

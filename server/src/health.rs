@@ -42,6 +42,7 @@ fn status(state: &AppState) -> (&'static str, &'static str) {
     match stats.state {
         EngineState::Failed => ("unhealthy", "failed"),
         EngineState::Draining => ("degraded", "draining"),
+        EngineState::Ready if stats.silent_for > model.stall_timeout => ("unhealthy", "stalled"),
         EngineState::Ready => {
             let crowded = stats.queued as f64 > CROWDED * model.engine.config().max_queue as f64;
             (if crowded { "degraded" } else { "healthy" }, "ready")

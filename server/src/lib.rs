@@ -14,6 +14,7 @@ mod generation;
 mod health;
 mod metrics;
 mod openai;
+mod requests;
 mod served;
 mod shutdown;
 

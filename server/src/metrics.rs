@@ -86,6 +86,13 @@ struct EngineSeries {
     canvas_positions: IntCounter,
     committed: IntCounter,
     corrupted: IntCounter,
+    preemptions: IntCounter,
+    prefix_queries: IntCounter,
+    prefix_hits: [IntCounter; 2],
+    prefix_hit_rate: Gauge,
+    drafts: IntCounter,
+    draft_tokens: IntCounter,
+    accepted_tokens: IntCounter,
 }
 
 /// Makes and registers series with the label `model_name`.
@@ -307,6 +314,27 @@ impl EngineSeries {
             ),
             corrupted: make
                 .counter("vllm:corrupted_requests_total", "Requests that met NaN or infinity"),
+            preemptions: make.counter(
+                "vllm:num_preemptions_total",
+                "Requests that gave their pages back and started again",
+            ),
+            prefix_queries: make
+                .counter("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the cache"),
+            prefix_hits: [
+                make.counter("vllm:prefix_cache_hits_total", "Prompt tokens found in the cache"),
+                make.counter("vllm:prompt_tokens_cached_total", "Prompt tokens found in the cache"),
+            ],
+            prefix_hit_rate: make.gauge(
+                "vdiff_kv_cache_hit_rate",
+                "Share of prompt tokens found in the cache, 0 to 1",
+            ),
+            drafts: make
+                .counter("vllm:spec_decode_num_drafts_total", "Passes that verified a draft"),
+            draft_tokens: make.counter("vllm:spec_decode_num_draft_tokens_total", "Drafted tokens"),
+            accepted_tokens: make.counter(
+                "vllm:spec_decode_num_accepted_tokens_total",
+                "Drafted tokens that were right",
+            ),
         }
     }
 
@@ -315,11 +343,21 @@ impl EngineSeries {
         self.running.iter().for_each(|g| g.set(stats.running as f64));
         self.waiting.iter().for_each(|g| g.set(stats.queued as f64));
         self.kv_usage.set(stats.kv_usage);
+        let totals = stats.totals;
+        let queries = totals.prefix_queries.max(1);
+        self.prefix_hit_rate.set(totals.prefix_hits as f64 / queries as f64);
         for (counter, value) in [
-            (&self.denoising_steps, stats.denoising_passes),
-            (&self.canvas_positions, stats.canvas_positions),
-            (&self.committed, stats.committed_tokens),
-            (&self.corrupted, stats.numerical_errors),
+            (&self.denoising_steps, totals.denoising_passes),
+            (&self.canvas_positions, totals.canvas_positions),
+            (&self.committed, totals.committed_tokens),
+            (&self.corrupted, totals.numerical_errors),
+            (&self.preemptions, totals.preemptions),
+            (&self.prefix_queries, totals.prefix_queries),
+            (&self.prefix_hits[0], totals.prefix_hits),
+            (&self.prefix_hits[1], totals.prefix_hits),
+            (&self.drafts, totals.drafts),
+            (&self.draft_tokens, totals.draft_tokens),
+            (&self.accepted_tokens, totals.accepted_tokens),
         ] {
             counter.inc_by(value.saturating_sub(counter.get()));
         }

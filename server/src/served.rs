@@ -33,6 +33,10 @@ pub struct ServeOptions {
     pub max_queue: usize,
     /// Time from arrival after which a request fails.
     pub request_timeout: Duration,
+    /// Silence of the engine's thread after which it counts as stalled.
+    pub stall_timeout: Duration,
+    /// Longest draft of a causal request.
+    pub speculative_tokens: usize,
     /// Decoding of requests to a model that denoises, unless they say otherwise.
     pub preset: Preset,
     /// Seed of requests that bring none; from entropy if not given.
@@ -64,6 +68,10 @@ pub struct ServedModel {
     pub preset: Preset,
     /// Time a request has.
     pub request_timeout: Duration,
+    /// Silence of the engine's thread after which it counts as stalled.
+    pub stall_timeout: Duration,
+    /// Longest draft of a causal request.
+    pub speculative_tokens: usize,
     /// Seed of requests that bring none.
     pub seed: Option<u64>,
 }
@@ -108,6 +116,8 @@ impl ServedModel {
             device,
             preset: options.preset,
             request_timeout: options.request_timeout,
+            stall_timeout: options.stall_timeout,
+            speculative_tokens: options.speculative_tokens,
             seed: options.seed,
         };
         Ok((served, engine))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use dfastllm_engine::decoding::DecodingConfig;
 use dfastllm_engine::{
     Engine, EngineConfig, EngineError, EngineHandle, Event, FinishReason, GenerationRequest,
-    ModelLimits, RequestParams, Running, Sampling, SettledToken, TraceStep, Usage,
+    ModelLimits, RequestParams, Running, SettledToken, TraceStep, Usage,
 };
 use dfastllm_models::{LanguageModel, LoadedModel};
 
@@ -57,17 +57,10 @@ pub fn greedy(
     decoding: Option<DecodingConfig>,
 ) -> RequestParams {
     RequestParams {
-        prompt: prompt.to_vec(),
-        max_tokens,
-        min_tokens: 0,
-        ignore_eos: false,
-        stop_token_ids: vec![],
-        sampling: Sampling::default(),
         decoding,
-        seed: 0,
-        priority: 0,
         timeout: Duration::from_secs(600),
         trace: true,
+        ..RequestParams::new(prompt.to_vec(), max_tokens)
     }
 }
 

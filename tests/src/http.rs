@@ -61,6 +61,8 @@ impl Drop for Server {
 #[must_use]
 pub fn options(model: &str) -> ServeOptions {
     ServeOptions {
+        stall_timeout: Duration::from_secs(60),
+        speculative_tokens: 8,
         files: builtin_files(model).unwrap(),
         names: vec![model.to_owned()],
         device: DeviceSpec::Cpu,

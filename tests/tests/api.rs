@@ -7,6 +7,7 @@
     reason = "a suite that meets something unforeseen has failed"
 )]
 
+use dfastllm_server::ServeOptions;
 use dfastllm_tests::http::{
     CAPITAL, CHAT, COMPLETIONS, chat_body, options, serve, serve_builtin, spawn, text, with,
 };
@@ -167,7 +168,7 @@ async fn five_parallel_requests_and_256_tokens_are_answered() {
         json!({"model": "tiny-phi", "prompt": "Once", "max_tokens": 256, "ignore_eos": true});
     let (_, answer) = server.post(COMPLETIONS, &body).await;
     assert_eq!(answer["usage"]["completion_tokens"], 256);
-    assert_eq!(answer["usage"]["forwards"], 256);
+    assert!(answer["usage"]["forwards"].as_u64().unwrap() <= 256, "drafts may save passes");
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
 }
 
@@ -203,7 +204,7 @@ async fn a_stopped_choice_frees_its_seat_while_others_run() {
         "stop": "The capital", "diffusion": {"quota": "one", "score": "left_to_right"},
     });
     let running = spawn(&server, COMPLETIONS, body);
-    server.until(|s| s.steps > 5 && s.running == 1).await;
+    server.until(|s| s.totals.steps > 5 && s.running == 1).await;
     running.abort();
     server.until(|s| s.running == 0).await;
 }
@@ -347,5 +348,100 @@ async fn chat_contents_may_be_parts_and_developers_are_systems() {
     let developer = answer(json!([{"role": "developer", "content": "Be kind."}, user])).await;
     let system = answer(json!([{"role": "system", "content": "Be kind."}, user])).await;
     assert_eq!(text(&developer), text(&system));
-    assert_eq!(developer["usage"], system["usage"]);
+    assert_eq!(developer["usage"]["prompt_tokens"], system["usage"]["prompt_tokens"]);
+}
+
+#[tokio::test]
+async fn a_request_is_cancelled_by_its_id_or_by_the_answers() {
+    let server = serve(ServeOptions { speculative_tokens: 0, ..options("tiny-phi") }, vec![]).await;
+    let body = json!({"model": "tiny-phi", "prompt": "x", "max_tokens": 500, "ignore_eos": true});
+    let request = server.client.post(format!("{}{COMPLETIONS}", server.url)).json(&body);
+    let request = request.header("x-request-id", "mine");
+    let waiting = tokio::spawn(async move { request.send().await.unwrap() });
+    server.until(|s| s.running == 1).await;
+    let delete = async |id: &str| {
+        let url = format!("{}/v1/requests/{id}", server.url);
+        let response = server.client.delete(url).send().await.unwrap();
+        (response.status().as_u16(), response.json::<Value>().await.unwrap())
+    };
+    let (status, answer) = delete("mine").await;
+    assert_eq!((status, &answer["cancelled"]), (200, &json!(true)));
+    let response = waiting.await.unwrap();
+    assert_eq!(response.status().as_u16(), 499);
+    let error: Value = response.json().await.unwrap();
+    assert_eq!(error["error"]["code"], "request_cancelled");
+    let (status, answer) = delete("mine").await;
+    assert_eq!((status, &answer["error"]["code"]), (404, &json!("request_not_found")));
+
+    let mut response = server.send(COMPLETIONS, &with(body, json!({"stream": true}))).await;
+    let first = response.chunk().await.unwrap().unwrap();
+    let first = String::from_utf8(first.to_vec()).unwrap();
+    let first = first.strip_prefix("data: ").unwrap().split("\n\n").next().unwrap();
+    let id = serde_json::from_str::<Value>(first).unwrap()["id"].as_str().unwrap().to_owned();
+    assert_eq!(delete(&id).await.0, 200);
+    let rest = response.text().await.unwrap();
+    assert!(rest.contains("request_cancelled") && rest.ends_with("data: [DONE]\n\n"), "{rest}");
+    server.until(|s| s.running == 0 && s.kv_usage < 1e-9).await;
+    let (_, metrics) = server.get("/metrics").await;
+    assert!(metrics.contains("finished_reason=\"abort\",model_name=\"tiny-phi\"} 2"), "{metrics}");
+}
+
+#[tokio::test]
+async fn what_was_read_before_is_counted_as_cached() {
+    let server = serve_builtin("tiny-phi").await;
+    let ask = async |more: Value| {
+        let messages = json!([
+            {"role": "system", "content": "Be kind."}, {"role": "user", "content": CAPITAL},
+        ]);
+        let body = with(json!({"model": "tiny-phi", "messages": messages}), more);
+        server.post(CHAT, &body).await.1
+    };
+    let cached = |answer: &Value| {
+        answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    let first = ask(json!({})).await;
+    let prompt = first["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!((cached(&first), prompt), (0, 24));
+    let second = ask(json!({"n": 3})).await;
+    assert_eq!((cached(&second), second["usage"]["prompt_tokens"].as_u64()), (16, Some(24)));
+    for choice in second["choices"].as_array().unwrap() {
+        assert_eq!(choice["message"]["content"], text(&first));
+    }
+    for (name, want) in [
+        ("vllm:prefix_cache_queries_total", 4.0 * 24.0),
+        // One by its full page, two by all but the last token of the first choice's pages.
+        ("vllm:prefix_cache_hits_total", 16.0 + 2.0 * 23.0),
+        ("vllm:prompt_tokens_cached_total", 16.0 + 2.0 * 23.0),
+        ("vdiff_kv_cache_hit_rate", 62.0 / 96.0),
+        ("vllm:num_preemptions_total", 0.0),
+    ] {
+        assert!((server.metric(name).await - want).abs() < 1e-9, "{name}");
+    }
+}
+
+/// With no patience at all any working engine counts as stalled, and one at rest does not.
+#[tokio::test]
+async fn an_engine_that_shows_no_life_is_unhealthy() {
+    let options =
+        ServeOptions { stall_timeout: std::time::Duration::ZERO, ..options("tiny-llada") };
+    let server = serve(options, vec![]).await;
+    assert_eq!(server.get("/health").await.0, 200);
+    let body = json!({
+        "model": "tiny-llada", "prompt": "x", "max_tokens": 500, "ignore_eos": true,
+        "diffusion": {"quota": "one"},
+    });
+    let running = spawn(&server, COMPLETIONS, body);
+    let mut health = server.get("/health").await;
+    while health.0 == 200 {
+        assert!(!running.is_finished());
+        health = server.get("/health").await;
+    }
+    let body: Value = serde_json::from_str(&health.1).unwrap();
+    assert_eq!(
+        (health.0, &body["status"], &body["state"]),
+        (503, &json!("unhealthy"), &json!("stalled"))
+    );
+    running.abort();
+    server.until(|s| s.running == 0 && s.silent_for.is_zero()).await;
+    assert_eq!(server.get("/health").await.0, 200);
 }

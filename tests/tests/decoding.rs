@@ -227,31 +227,3 @@ fn phi_greedy_continuations_equal_the_original() {
     }
     assert_eq!(records.len(), 40);
 }
-
-#[test]
-fn a_request_answers_the_same_alone_and_in_any_company() {
-    for family in ["phi", "llada"] {
-        let served = serve(parity(family), CONFIG);
-        let prompts: Vec<Vec<u32>> = records("llada/generate.jsonl")
-            .iter()
-            .take(9)
-            .map(|record| ids(&record["prompt_ids"]))
-            .collect();
-        let params = |i: usize| {
-            let decoding = served.limits.reference.map(|loop_| DecodingConfig {
-                region: Region::Blocks(8),
-                quota: Quota::Threshold(0.7),
-                ..preset(Preset::Fast, loop_, 16 + i)
-            });
-            let sampling = Sampling { temperature: 0.8, top_p: Some(0.9), ..Sampling::default() };
-            let params = greedy(&prompts[i % prompts.len()], 16 + i, decoding);
-            RequestParams { sampling, seed: 7 + i as u64, ignore_eos: true, ..params }
-        };
-        let together = served.answers((0..20).map(params));
-        for (i, want) in together.iter().enumerate() {
-            assert!(served.answers([params(i)])[0] == *want, "{family} {i}");
-        }
-        let texts: std::collections::HashSet<Vec<u32>> = together.iter().map(Answer::ids).collect();
-        assert!(texts.len() > 15, "seeds and prompts make a difference");
-    }
-}

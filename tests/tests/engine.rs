@@ -7,6 +7,8 @@
     reason = "a suite that meets something unforeseen has failed"
 )]
 
+use std::time::{Duration, Instant};
+
 use dfastllm_engine::decoding::{DecodingConfig, Preset, Quota, Score, preset};
 use dfastllm_engine::{
     Engine, EngineConfig, EngineError, EngineState, GenerationRequest, ModelLimits, RequestParams,
@@ -119,7 +121,7 @@ fn a_step_that_panics_fails_its_requests_and_the_engine_goes_on() {
     assert_eq!(answer(&bad).unwrap_err(), EngineError::StepFailed);
     assert_eq!(answer(&later).unwrap().ids(), [6, 7, 8, 9, END]);
     let stats = served.handle.stats().snapshot();
-    assert_eq!((stats.failed_steps, stats.state), (1, EngineState::Ready));
+    assert_eq!((stats.totals.failed_steps, stats.state), (1, EngineState::Ready));
     served.engine.shut_down();
 }
 
@@ -149,7 +151,7 @@ fn values_that_are_not_finite_fail_their_request_only() {
     let good = served.submit(greedy(&[7], 20, None));
     assert_eq!(answer(&bad).unwrap_err(), EngineError::Numerical);
     assert_eq!(answer(&good).unwrap().ids(), [8, 9, END]);
-    assert_eq!(served.handle.stats().snapshot().numerical_errors, 1);
+    assert_eq!(served.handle.stats().snapshot().totals.numerical_errors, 1);
 }
 
 #[test]
@@ -174,7 +176,7 @@ fn a_long_prompt_is_read_in_chunks_of_the_budget() {
     assert_eq!(answer.ids(), [4, 5, 6]);
     assert_eq!(answer.usage.forwards, 3, "a prompt counts once, however it was cut");
     // Seven chunks, of which the last gives the first token, and two more tokens.
-    assert_eq!(served.handle.stats().snapshot().steps, 9);
+    assert_eq!(served.handle.stats().snapshot().totals.steps, 9);
 }
 
 #[test]
@@ -189,5 +191,109 @@ fn a_canvas_larger_than_the_budget_is_never_cut() {
         assert_eq!(answer.usage.forwards, 7);
         let first = &answer.trace[0];
         assert_eq!((first.step, first.committed.as_slice()), (1, &[(0, 4)][..]));
+    }
+}
+
+#[test]
+fn a_request_can_be_cancelled_while_it_waits_and_while_it_runs() {
+    let served = scripted(Attend::Causal, EngineConfig { max_num_seqs: 1, ..CONFIG });
+    let endless = || RequestParams { ignore_eos: true, ..greedy(&[3], 60, None) };
+    for _ in 0..10 {
+        let (running, waiting) = (served.submit(endless()), served.submit(endless()));
+        running.events.recv().unwrap();
+        waiting.cancel.request();
+        running.cancel.request();
+        // The running one may be done before it is looked at; the waiting one has no chance.
+        assert_eq!(answer(&waiting).unwrap_err(), EngineError::Cancelled);
+        match answer(&running) {
+            Ok(answer) => assert_eq!(answer.tokens.len(), 59),
+            Err(error) => assert_eq!(error, EngineError::Cancelled),
+        }
+    }
+    served.engine.shut_down();
+}
+
+#[test]
+fn time_counts_from_the_arrival() {
+    let served = scripted(Attend::Causal, CONFIG);
+    let arrival = Instant::now().checked_sub(Duration::from_secs(20)).unwrap();
+    let late = |seconds| RequestParams {
+        arrival,
+        timeout: Duration::from_secs(seconds),
+        ..greedy(&[3], 20, None)
+    };
+    let error = answer(&served.submit(late(10))).unwrap_err();
+    assert_eq!(error, EngineError::Timeout { seconds: 10 });
+    assert_eq!(answer(&served.submit(late(3600))).unwrap().ids(), [4, 5, 6, 7, 8, 9, END]);
+}
+
+/// A prompt of two chunks whose second chunk is poisoned: the pages of the first, known by then,
+/// are not given to anyone else.
+#[test]
+fn nobody_starts_from_pages_that_led_to_nan() {
+    let served = scripted(Attend::Causal, EngineConfig { max_num_batched_tokens: 32, ..CONFIG });
+    let healthy = [3; 33];
+    let poisoned = [healthy.as_slice(), &[NAN]].concat();
+    assert_eq!(answer(&served.submit(greedy(&poisoned, 2, None))), Err(EngineError::Numerical));
+    let cached =
+        |served: &Served| served.answers([greedy(&healthy, 2, None)])[0].usage.cached_tokens;
+    assert_eq!([cached(&served), cached(&served)], [0, 32]);
+}
+
+#[test]
+fn more_than_all_pages_is_refused_at_once() {
+    let served = scripted(Attend::Causal, EngineConfig { kv_cache_tokens: 32, ..CONFIG });
+    let request = GenerationRequest::new(greedy(&[3; 20], 13, None), &served.limits).unwrap();
+    let error = served.handle.submit(request).unwrap_err();
+    assert_eq!(error, SubmitError::TooLong { needed: 33, positions: 32 });
+    assert_eq!(served.handle.stats().snapshot().queued, 0);
+}
+
+/// Every pass after the one at the start waits for leave to go on.
+struct Stuck(flume::Receiver<()>, std::sync::atomic::AtomicBool);
+
+impl LanguageModel for Stuck {
+    fn shape(&self) -> ModelShape {
+        Counting(Attend::Causal).shape()
+    }
+
+    fn alignment(&self) -> Alignment {
+        Alignment::Next
+    }
+
+    fn attend(&self) -> Attend {
+        Attend::Causal
+    }
+
+    fn forward(&self, rows: &RaggedRows, pool: &mut KvPool, probe: &mut Probe<'_>) -> Tensor<2> {
+        if self.1.swap(true, std::sync::atomic::Ordering::Relaxed) {
+            self.0.recv().unwrap();
+        }
+        Counting(Attend::Causal).forward(rows, pool, probe)
+    }
+
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        Counting(Attend::Causal).logits(hidden)
+    }
+}
+
+#[test]
+fn silence_is_noticed_while_there_is_work_and_only_then() {
+    let (go, leave) = flume::unbounded();
+    let limits = scripted(Attend::Causal, CONFIG).limits;
+    let served = serve_model(Box::new(Stuck(leave, false.into())), limits, CONFIG);
+    let silent_for = || served.handle.stats().snapshot().silent_for;
+    assert_eq!(silent_for(), Duration::ZERO);
+    let running = served.submit(greedy(&[8], 5, None));
+    let begun = Instant::now();
+    while silent_for() < Duration::from_millis(60) {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        std::thread::yield_now();
+    }
+    (0..2).for_each(|_| go.send(()).unwrap());
+    assert_eq!(answer(&running).unwrap().ids(), [9, END]);
+    while silent_for() > Duration::ZERO {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        std::thread::yield_now();
     }
 }

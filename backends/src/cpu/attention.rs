@@ -1,9 +1,10 @@
 //! Attention over key runs with an online softmax, in f32.
 //!
-//! The score of a key is four chains of multiply-adds over the head, and keys enter the softmax run
+//! The score of a key is a chain of multiply-adds a vector lane over the head, and keys enter the softmax run
 //! by run: what a row computes does not depend on how many rows are computed with it, nor on which
 //! of the two ways below its scores are found.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -14,12 +15,12 @@ use crate::rows::{Attend, KeyRun, KeySource, PAGE_SIZE, Span};
 
 /// Most keys scored at once; longer runs are cut.
 const MAX_RUN: usize = PAGE_SIZE;
-/// From this many rows on, turning a span's keys round pays: then 16 keys are scored in one go.
-const TURN_ROWS: usize = 8;
-/// Independent chains of multiply-adds a score is summed in: hides their latency.
-const CHAINS: usize = 4;
-/// Head rows one task takes at least.
-const MIN_TASK: usize = 4;
+/// Queries one task takes, about.
+const TASK_QUERIES: usize = 32;
+/// From this many queries on, turning keys round pays: then 16 keys are scored in one go.
+const TURN_QUERIES: usize = 8;
+/// Tasks a thread should find, so that none waits long for another.
+const TASKS_PER_THREAD: usize = 3;
 
 /// Head counts and what every span sees.
 #[derive(Debug, Clone)]
@@ -48,33 +49,44 @@ pub(crate) fn attention<T: Stored>(
     query: &[f32],
     kv: KeysValues<'_, T>,
 ) -> Vec<f32> {
-    let width = plan.heads * plan.head_dim;
+    let (dim, group) = (plan.head_dim, plan.heads / plan.kv_heads);
+    let parts: Vec<Vec<Part<'_, T>>> = plan.spans.iter().map(|s| span_parts(plan, s, kv)).collect();
+    let tasks = tasks(plan, query, &parts);
+    let done: Vec<Vec<f32>> = tasks.par_iter().map(|task| dispatch(path, task.clone())).collect();
     let mut out = vec![0f32; query.len()];
-    let mut rest = out.as_mut_slice();
-    for span in plan.spans.iter() {
-        let (own, after) = rest.split_at_mut(span.rows.len() * width);
-        rest = after;
-        let parts: Vec<Part<'_, T>> = span
-            .keys
-            .iter()
-            .flat_map(|run| parts(*run, kv, plan.kv_heads * plan.head_dim))
-            .collect();
-        let turned = (span.rows.len() >= TURN_ROWS).then(|| turn(plan, &parts));
-        own.par_chunks_mut(plan.head_dim).enumerate().with_min_len(MIN_TASK).for_each(
-            |(i, out)| {
-                let (row, head) = (span.rows.start + i / plan.heads, i % plan.heads);
-                let end = match span.attend {
-                    Attend::Causal => plan.positions[row] + 1,
-                    Attend::Bidirectional => usize::MAX,
-                };
-                let query = &query[row * width + head * plan.head_dim..][..plan.head_dim];
-                let kv_head = head / (plan.heads / plan.kv_heads);
-                let (parts, turned) = (parts.as_slice(), turned.as_deref());
-                dispatch(path, HeadRow { plan, parts, turned, query, kv_head, end, out });
-            },
-        );
+    for (task, values) in tasks.iter().zip(done) {
+        let width = task.heads.len() * group * dim;
+        for (row, values) in task.rows.clone().zip(values.chunks_exact(width)) {
+            let at = (row * plan.heads + task.heads.start * group) * dim;
+            out[at..at + width].copy_from_slice(values);
+        }
     }
     out
+}
+
+/// Cuts the work into tasks: few queries take many heads, whose keys lie side by side in memory.
+fn tasks<'a, T: Stored>(
+    plan: &'a AttentionPlan,
+    query: &'a [f32],
+    parts: &'a [Vec<Part<'a, T>>],
+) -> Vec<Task<'a, T>> {
+    let group = plan.heads / plan.kv_heads;
+    let rows_each = (TASK_QUERIES / group).max(1);
+    let blocks: usize = plan.spans.iter().map(|s| s.rows.len().div_ceil(rows_each)).sum();
+    let enough = rayon::current_num_threads() * TASKS_PER_THREAD;
+    let mut tasks = Vec::new();
+    for (span, parts) in plan.spans.iter().zip(parts) {
+        for first in span.rows.clone().step_by(rows_each) {
+            let rows = first..(first + rows_each).min(span.rows.end);
+            let fill = TASK_QUERIES / (rows.len() * group);
+            let heads_each = fill.min(plan.kv_heads * blocks / enough).max(1);
+            tasks.extend((0..plan.kv_heads).step_by(heads_each).map(|first| {
+                let heads = first..(first + heads_each).min(plan.kv_heads);
+                Task { plan, span, parts, query, rows: rows.clone(), heads }
+            }));
+        }
+    }
+    tasks
 }
 
 /// At most `MAX_RUN` keys stored one after the other.
@@ -107,113 +119,201 @@ fn parts<T>(
     })
 }
 
-/// Keys of a span as `[part][kv_head][head_dim][MAX_RUN]`, missing keys zero.
-fn turn<T: Stored>(plan: &AttentionPlan, parts: &[Part<'_, T>]) -> Vec<f32> {
-    let size = plan.kv_heads * plan.head_dim * MAX_RUN;
-    let mut turned = vec![0f32; parts.len() * size];
-    turned.par_chunks_mut(size).zip(parts).for_each(|(to, part)| {
-        for (key, row) in part.keys.chunks_exact(part.stride).enumerate() {
-            for (d, x) in row.iter().enumerate() {
-                to[d * MAX_RUN + key] = x.widen();
-            }
-        }
-    });
-    turned
+/// The keys a span sees, in order.
+fn span_parts<'a, T: Stored>(
+    plan: &AttentionPlan,
+    span: &Span,
+    kv: KeysValues<'a, T>,
+) -> Vec<Part<'a, T>> {
+    span.keys.iter().flat_map(|run| parts(*run, kv, plan.kv_heads * plan.head_dim)).collect()
 }
 
-/// One query row of one head.
-struct HeadRow<'a, T> {
+/// Some rows of a span and some key heads, with the query heads that share those: they go over the
+/// keys together, so that each key is fetched from memory once.
+struct Task<'a, T> {
     plan: &'a AttentionPlan,
+    span: &'a Span,
     parts: &'a [Part<'a, T>],
-    turned: Option<&'a [f32]>,
     query: &'a [f32],
-    kv_head: usize,
-    /// It may see keys at positions below this.
-    end: usize,
-    out: &'a mut [f32],
+    rows: Range<usize>,
+    /// Key heads.
+    heads: Range<usize>,
 }
 
-impl<T: Stored> Kernel for HeadRow<'_, T> {
-    type Output = ();
+impl<T> Clone for Task<'_, T> {
+    fn clone(&self) -> Self {
+        Self { rows: self.rows.clone(), heads: self.heads.clone(), ..*self }
+    }
+}
+
+/// The online softmax of one query.
+#[derive(Clone, Copy)]
+struct Running {
+    max: f32,
+    sum: f32,
+}
+
+impl<T: Stored> Kernel for Task<'_, T> {
+    /// `[rows, heads * group, head_dim]`
+    type Output = Vec<f32>;
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
+    fn run<I: Isa>(self, isa: I) -> Vec<f32> {
         let dim = self.plan.head_dim;
-        let offset = self.kv_head * dim;
-        let size = self.plan.kv_heads * dim * MAX_RUN;
+        let group = self.plan.heads / self.plan.kv_heads;
+        let queries = self.rows.len() * self.heads.len() * group;
+        let mut out = vec![0f32; queries * dim];
+        let mut running = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; queries];
+        let turns = self.rows.len() * group >= TURN_QUERIES;
+        let mut turned = vec![0f32; if turns { dim * MAX_RUN } else { 0 }];
+        for part in self.parts {
+            if self.seen(part, self.rows.len() - 1) > 0 {
+                for head in self.heads.clone() {
+                    self.head(isa, (part, head), &mut turned, (&mut running, &mut out));
+                }
+            }
+        }
+        for (out, running) in out.chunks_exact_mut(dim).zip(running) {
+            let scale = 1.0 / running.sum;
+            for x in out {
+                *x *= scale;
+            }
+        }
+        out
+    }
+}
+
+impl<T: Stored> Task<'_, T> {
+    /// Takes all queries of a key head over a part.
+    #[inline(always)]
+    fn head<I: Isa>(
+        &self,
+        isa: I,
+        (part, head): (&Part<'_, T>, usize),
+        turned: &mut [f32],
+        (running, out): (&mut [Running], &mut [f32]),
+    ) {
+        let plan = self.plan;
+        let (dim, group) = (plan.head_dim, plan.heads / plan.kv_heads);
+        let offset = head * dim;
         let scale = 1.0 / (dim as f32).sqrt();
-        let (mut max, mut sum) = (f32::NEG_INFINITY, 0f32);
-        for (i, part) in self.parts.iter().enumerate() {
-            let n = self.end.saturating_sub(part.position).min(part.n);
+        if !turned.is_empty() {
+            turn(part, offset, turned);
+        }
+        for row in 0..self.rows.len() {
+            let n = self.seen(part, row);
             if n == 0 {
                 continue;
             }
-            let scores = match self.turned {
-                Some(turned) => {
-                    let keys = &turned[i * size + offset * MAX_RUN..][..dim * MAX_RUN];
-                    turned_scores::<I>(self.query, keys)
-                }
-                None => stored_scores::<T, I>(self.query, &part.keys[offset..], part.stride, n),
-            };
-            let weights = softmax_step::<I>(scores, (n, scale), (&mut max, &mut sum), self.out);
-            add_values(isa, &weights[..n], &part.values[offset..], part.stride, self.out);
-        }
-        let scale = 1.0 / sum;
-        for x in self.out {
-            *x *= scale;
-        }
-    }
-}
-
-/// Products of a query with 16 keys, lane by lane.
-#[inline(always)]
-fn turned_scores<I: Isa>(query: &[f32], keys: &[f32]) -> [f32; MAX_RUN] {
-    let mut chains = [[0f32; MAX_RUN]; CHAINS];
-    let (queries, query_tail) = query.as_chunks::<CHAINS>();
-    let (groups, tail) = keys.as_chunks::<{ CHAINS * MAX_RUN }>();
-    for (queries, group) in queries.iter().zip(groups) {
-        for chain in 0..CHAINS {
-            for key in 0..MAX_RUN {
-                let k = group[chain * MAX_RUN + key];
-                chains[chain][key] = madd::<I>(queries[chain], k, chains[chain][key]);
+            for member in 0..group {
+                let at = ((self.rows.start + row) * plan.heads + head * group + member) * dim;
+                let query = &self.query[at..][..dim];
+                let scores = if turned.is_empty() {
+                    stored_scores(isa, query, &part.keys[offset..], (part.stride, n))
+                } else {
+                    turned_scores::<I>(query, turned)
+                };
+                let i = (row * self.heads.len() + head - self.heads.start) * group + member;
+                let out = &mut out[i * dim..][..dim];
+                let weights = softmax_step::<I>(scores, (n, scale), &mut running[i], out);
+                add_values(isa, &weights[..n], &part.values[offset..], part.stride, out);
             }
         }
     }
-    for (chain, (&q, keys)) in query_tail.iter().zip(tail.as_chunks::<MAX_RUN>().0).enumerate() {
-        for key in 0..MAX_RUN {
-            chains[chain][key] = madd::<I>(q, keys[key], chains[chain][key]);
-        }
+
+    /// How many keys of a part a row sees.
+    #[inline(always)]
+    fn seen(&self, part: &Part<'_, T>, row: usize) -> usize {
+        let end = match self.span.attend {
+            Attend::Causal => self.plan.positions[self.rows.start + row] + 1,
+            Attend::Bidirectional => usize::MAX,
+        };
+        end.saturating_sub(part.position).min(part.n)
     }
-    let [mut scores, second, third, fourth] = chains;
-    for key in 0..MAX_RUN {
-        scores[key] = (scores[key] + second[key]) + (third[key] + fourth[key]);
-    }
-    scores
 }
 
-/// The same products, read where the keys are stored.
+/// The keys of a part, of one head, as `[head_dim][MAX_RUN]`. Beyond the part's end stays what was
+/// there: no one looks at it.
+#[inline(always)]
+fn turn<T: Stored>(part: &Part<'_, T>, offset: usize, to: &mut [f32]) {
+    let dim = to.len() / MAX_RUN;
+    for key in 0..part.n {
+        let from = &part.keys[key * part.stride + offset..][..dim];
+        for (d, x) in from.iter().enumerate() {
+            to[d * MAX_RUN + key] = x.widen();
+        }
+    }
+}
+
+/// Products of a query with 16 keys, lane by lane. Dimension `d` of every key goes to chain
+/// `d % LANES`, and the chains are added as [`Isa::sum`] adds lanes: halves upon halves.
+#[inline(always)]
+fn turned_scores<I: Isa>(query: &[f32], keys: &[f32]) -> [f32; MAX_RUN] {
+    add(two_chains::<I>(query, keys, 0), two_chains::<I>(query, keys, 1))
+}
+
+#[inline(always)]
+fn two_chains<I: Isa>(query: &[f32], keys: &[f32], first: usize) -> [f32; MAX_RUN] {
+    add(four_chains::<I>(query, keys, first), four_chains::<I>(query, keys, first + 2))
+}
+
+#[inline(always)]
+fn four_chains<I: Isa>(query: &[f32], keys: &[f32], first: usize) -> [f32; MAX_RUN] {
+    if I::LANES == 8 {
+        return add(chain::<I>(query, keys, first), chain::<I>(query, keys, first + 4));
+    }
+    add(eight_chains::<I>(query, keys, first), eight_chains::<I>(query, keys, first + 4))
+}
+
+#[inline(always)]
+fn eight_chains<I: Isa>(query: &[f32], keys: &[f32], first: usize) -> [f32; MAX_RUN] {
+    add(chain::<I>(query, keys, first), chain::<I>(query, keys, first + 8))
+}
+
+#[inline(always)]
+fn chain<I: Isa>(query: &[f32], keys: &[f32], first: usize) -> [f32; MAX_RUN] {
+    let mut sums = [0f32; MAX_RUN];
+    let mut d = first;
+    while d < query.len() {
+        let keys = &keys[d * MAX_RUN..][..MAX_RUN];
+        for key in 0..MAX_RUN {
+            sums[key] = madd::<I>(query[d], keys[key], sums[key]);
+        }
+        d += I::LANES;
+    }
+    sums
+}
+
+#[inline(always)]
+fn add(mut a: [f32; MAX_RUN], b: [f32; MAX_RUN]) -> [f32; MAX_RUN] {
+    for key in 0..MAX_RUN {
+        a[key] += b[key];
+    }
+    a
+}
+
+/// The same from keys as they are stored, `stride` apart; the first `n` scores are set.
 #[inline(always)]
 fn stored_scores<T: Stored, I: Isa>(
+    isa: I,
     query: &[f32],
     keys: &[T],
-    stride: usize,
-    n: usize,
+    (stride, n): (usize, usize),
 ) -> [f32; MAX_RUN] {
     let mut scores = [0f32; MAX_RUN];
     for (key, score) in scores[..n].iter_mut().enumerate() {
         let key = &keys[key * stride..][..query.len()];
-        let mut chains = [0f32; CHAINS];
-        let (queries, query_tail) = query.as_chunks::<CHAINS>();
-        let (groups, tail) = key.as_chunks::<CHAINS>();
-        for (queries, group) in queries.iter().zip(groups) {
-            for chain in 0..CHAINS {
-                chains[chain] = madd::<I>(queries[chain], group[chain].widen(), chains[chain]);
-            }
+        let mut chains = isa.zero();
+        let mut at = 0;
+        while at + I::LANES <= query.len() {
+            chains = isa.madd(isa.load(&query[at..]), T::load(isa, &key[at..]), chains);
+            at += I::LANES;
         }
-        for (chain, (&q, &k)) in query_tail.iter().zip(tail).enumerate() {
-            chains[chain] = madd::<I>(q, k.widen(), chains[chain]);
+        if at < query.len() {
+            let (query, key) = (isa.load_part(&query[at..]), T::load_part(isa, &key[at..]));
+            chains = isa.madd(query, key, chains);
         }
-        *score = (chains[0] + chains[1]) + (chains[2] + chains[3]);
+        *score = isa.sum(chains);
     }
     scores
 }
@@ -224,27 +324,27 @@ fn stored_scores<T: Stored, I: Isa>(
 fn softmax_step<I: Isa>(
     mut scores: [f32; MAX_RUN],
     (n, scale): (usize, f32),
-    (max, sum): (&mut f32, &mut f32),
+    running: &mut Running,
     out: &mut [f32],
 ) -> [f32; MAX_RUN] {
     for (key, score) in scores.iter_mut().enumerate() {
         *score = if key < n { *score * scale } else { f32::NEG_INFINITY };
     }
     let best = fold(scores, |a, b| if a > b { a } else { b });
-    let new_max = if best > *max { best } else { *max };
-    if new_max > *max {
-        let correction = exp::<I>(*max - new_max);
-        *sum *= correction;
+    let new_max = if best > running.max { best } else { running.max };
+    if new_max > running.max {
+        let correction = exp::<I>(running.max - new_max);
+        running.sum *= correction;
         for x in out.iter_mut() {
             *x *= correction;
         }
-        *max = new_max;
+        running.max = new_max;
     }
     for score in &mut scores {
         *score = exp::<I>(*score - new_max);
     }
     // Weights past the end are 0.
-    *sum += fold(scores, |a, b| a + b);
+    running.sum += fold(scores, |a, b| a + b);
     scores
 }
 

@@ -35,6 +35,13 @@ pub(crate) trait Isa: Copy + Send + Sync {
     fn splat(self, x: f32) -> Self::V;
     /// Writes as many lanes as the slice takes, at most `LANES`.
     fn store(self, v: Self::V, to: &mut [f32]);
+
+    /// Tells the memory that what lies `ahead` elements after the slice's first is wanted soon. It
+    /// may lie outside of any allocation.
+    #[inline(always)]
+    fn prefetch<T>(self, from: &[T], ahead: usize) {
+        let _ = (from, ahead);
+    }
 }
 
 /// `a * b + c` for one number, fused where that is one instruction.
@@ -130,6 +137,14 @@ mod x86 {
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2(pub(super) ());
 
+    /// A prefetch into the second-level cache, which every x86-64 has.
+    #[inline(always)]
+    fn prefetch<T>(from: &[T], ahead: usize) {
+        // SAFETY: a prefetch reads nothing and never faults; the address is only computed, not
+        // dereferenced.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.as_ptr().wrapping_add(ahead).cast()) }
+    }
+
     /// AVX-512 F, BW, DQ and VL. A value is proof that the CPU has them.
     #[derive(Clone, Copy)]
     pub(crate) struct Avx512(pub(super) ());
@@ -199,6 +214,11 @@ mod x86 {
         fn splat(self, x: f32) -> __m256 {
             // SAFETY: see above.
             unsafe { _mm256_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        fn prefetch<T>(self, from: &[T], ahead: usize) {
+            prefetch(from, ahead);
         }
 
         #[inline(always)]
@@ -277,6 +297,11 @@ mod x86 {
         fn splat(self, x: f32) -> __m512 {
             // SAFETY: see above.
             unsafe { _mm512_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        fn prefetch<T>(self, from: &[T], ahead: usize) {
+            prefetch(from, ahead);
         }
 
         #[inline(always)]

@@ -1,5 +1,7 @@
 //! `y = x Wᵀ + b` with the weight in its checkpoint layout `[out, in]`.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::isa::{CpuPath, Isa, Kernel, dispatch};
@@ -10,8 +12,11 @@ const ROWS: usize = 4;
 const OUTS: usize = 4;
 /// Multiplications below which waking other threads costs more than it saves.
 const SERIAL_WORK: usize = 1 << 17;
-/// From this many rows on, threads share the rows; below, the outputs.
-const SPLIT_ROWS: usize = 16;
+/// From this many rows on, threads share the rows; below, the outputs, and each reads its share of
+/// the weight once.
+const SPLIT_ROWS: usize = 128;
+/// Bytes of the weight that all rows pass over before the next ones: they stay in the core's cache.
+const BLOCK_BYTES: usize = 128 << 10;
 
 /// Operands of one product.
 #[derive(Clone, Copy)]
@@ -59,7 +64,7 @@ pub(crate) fn linear<W: Stored>(path: CpuPath, product: Product<'_, W>) -> Vec<f
     y
 }
 
-/// Few rows: every thread takes a range of outputs and reads its share of the weight once.
+/// Few rows: every thread takes a range of outputs.
 fn split_outs<W: Stored>(path: CpuPath, product: Product<'_, W>, y: &mut [f32]) {
     let outs = product.outs();
     let outs_each = outs.div_ceil(rayon::current_num_threads() * 2).next_multiple_of(2 * OUTS);
@@ -91,16 +96,24 @@ impl<W: Stored> Kernel for Tiles<'_, W> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Self { product, y } = self;
-        let rows = product.x.len() / product.k;
-        let mut row = 0;
-        while row + ROWS <= rows {
-            row_block::<I, W, ROWS, OUTS>(isa, product, row, y);
-            row += ROWS;
-        }
-        while row < rows {
-            // One row has registers for twice the outputs, which hides the latency of its sums.
-            row_block::<I, W, 1, { 2 * OUTS }>(isa, product, row, y);
-            row += 1;
+        let (rows, outs) = (product.x.len() / product.k, product.outs());
+        let each = BLOCK_BYTES / (product.k * size_of::<W>()).max(1);
+        let each = each.next_multiple_of(2 * OUTS);
+        for from in (0..outs).step_by(each) {
+            let block = from..(from + each).min(outs);
+            let mut row = 0;
+            while row + ROWS <= rows {
+                row_block::<I, W, ROWS, OUTS>(isa, product, (row, block.clone()), y);
+                row += ROWS;
+            }
+            let rest = (row, block);
+            match rows - row {
+                3 => row_block::<I, W, 3, OUTS>(isa, product, rest, y),
+                2 => row_block::<I, W, 2, OUTS>(isa, product, rest, y),
+                // One row has registers for twice the outputs, which hides the latency of its sums.
+                1 => row_block::<I, W, 1, { 2 * OUTS }>(isa, product, rest, y),
+                _ => {}
+            }
         }
     }
 }
@@ -109,16 +122,15 @@ impl<W: Stored> Kernel for Tiles<'_, W> {
 fn row_block<I: Isa, W: Stored, const R: usize, const N: usize>(
     isa: I,
     product: Product<'_, W>,
-    row: usize,
+    (row, outs): (usize, Range<usize>),
     y: &mut [f32],
 ) {
-    let outs = product.outs();
-    let mut out = 0;
-    while out + N <= outs {
+    let mut out = outs.start;
+    while out + N <= outs.end {
         tile::<I, W, R, N>(isa, product, row, out, y);
         out += N;
     }
-    while out < outs {
+    while out < outs.end {
         tile::<I, W, R, 1>(isa, product, row, out, y);
         out += 1;
     }
@@ -149,6 +161,8 @@ fn tile<I: Isa, W: Stored, const R: usize, const N: usize>(
             xs[r] = isa.load(&x[r][at..]);
         }
         for n in 0..N {
+            // A few tiles on: rows are too short for the hardware to see a pattern in time.
+            isa.prefetch(&w[n][at..], 3 * N * k);
             let ws = W::load(isa, &w[n][at..]);
             for r in 0..R {
                 acc[r][n] = isa.madd(xs[r], ws, acc[r][n]);

@@ -16,6 +16,8 @@ pub(crate) use extension::{is_flex, is_host, linear as flex_linear, paged_attent
 pub use isa::{CpuPath, active_path};
 pub(crate) use vector::{Stored, softmax_sums};
 
+use burn::tensor::Device;
+
 use crate::DeviceError;
 
 /// Sets the number of CPU worker threads. To be called once, before any model runs.
@@ -28,6 +30,13 @@ pub fn configure_threads(threads: usize) -> Result<(), DeviceError> {
         .thread_name(|i| format!("cpu-{i}"))
         .build_global()
         .map_err(|e| DeviceError::Threads { threads, reason: e.to_string() })
+}
+
+/// Runs a computation where its kernels run: for the CPU on one of the worker threads, which then
+/// computes a share of every operation instead of waking others and waiting for them; for any
+/// other device on the calling thread.
+pub fn run_on<R: Send>(device: &Device, compute: impl FnOnce() -> R + Send) -> R {
+    if is_flex(device) { rayon::scope(|_| compute()) } else { compute() }
 }
 
 /// Physical cores of this machine: the default number of threads.

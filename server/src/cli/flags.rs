@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use dfastllm_backends::{DTypeChoice, DeviceSpec, configure_threads, physical_cores};
+use dfastllm_engine::MAX_DRAFT;
 use dfastllm_engine::decoding::Preset;
 use dfastllm_models::{BUILTIN_MODELS, ChatTemplate, ModelFiles, builtin_files};
 
@@ -38,6 +39,10 @@ pub(crate) struct ModelArgs {
     #[arg(long, env = "DFASTLLM_KV_CACHE_TOKENS")]
     pub(crate) kv_cache_tokens: Option<usize>,
 
+    /// Longest draft an autoregressive request verifies in one pass; 0 turns drafts off
+    #[arg(long, env = "DFASTLLM_SPECULATIVE_TOKENS", default_value_t = 8)]
+    pub(crate) speculative_tokens: usize,
+
     /// CPU threads [default: physical cores]
     #[arg(long, env = "DFASTLLM_THREADS")]
     pub(crate) threads: Option<usize>,
@@ -67,6 +72,7 @@ pub(crate) struct Seats {
     pub(crate) max_num_seqs: usize,
     pub(crate) max_queue: usize,
     pub(crate) request_timeout: Duration,
+    pub(crate) stall_timeout: Duration,
 }
 
 impl ModelArgs {
@@ -80,6 +86,11 @@ impl ModelArgs {
             if !(1..=1_000_000).contains(&value) {
                 return Err(Failure::usage(format!("{flag} is {value}, expected 1 to 1000000")));
             }
+        }
+        if self.speculative_tokens > MAX_DRAFT {
+            let found = self.speculative_tokens;
+            let message = format!("--speculative-tokens is {found}, expected 0 to {MAX_DRAFT}");
+            return Err(Failure::usage(message));
         }
         let threads = self.threads.unwrap_or_else(physical_cores);
         if !(1..=1024).contains(&threads) {
@@ -97,6 +108,8 @@ impl ModelArgs {
             kv_cache_tokens: self.kv_cache_tokens,
             max_queue: seats.max_queue,
             request_timeout: seats.request_timeout,
+            stall_timeout: seats.stall_timeout,
+            speculative_tokens: self.speculative_tokens,
             preset: self.preset,
             seed: self.seed,
         })

@@ -22,6 +22,9 @@ use crate::openai::respond::{trace as trace_json, usage as usage_json};
 
 const MAX_PROMPT_BYTES: u64 = 64 << 20;
 
+/// Nobody but the user ends a command.
+const LONG: Duration = Duration::from_secs(86_400);
+
 /// Flags of one completion.
 #[derive(Debug, Args)]
 pub(crate) struct GenerateArgs {
@@ -69,7 +72,8 @@ pub(crate) fn run(
         names: vec![args.model.model.clone()],
         max_num_seqs: 1,
         max_queue: 1,
-        request_timeout: Duration::from_secs(86_400),
+        request_timeout: LONG,
+        stall_timeout: LONG,
     })?;
     let template = args.model.template(&options.files)?;
     let prompt = prompt_text(&args)?;
@@ -118,9 +122,7 @@ fn params(
     };
     let given: Map<String, Value> = serde_json::from_str(&args.diffusion)
         .map_err(|e| Failure::usage(format!("--diffusion: {e}")))?;
-    let message = |e: crate::ApiError| {
-        Failure::usage(e.body()["error"]["message"].as_str().unwrap_or_default().to_owned())
-    };
+    let message = |e: crate::ApiError| Failure::usage(e.message());
     if served.limits.reference.is_none() {
         refuse_diffusion(&given).map_err(message)?;
     }
@@ -138,11 +140,6 @@ fn params(
     let neutral = if decoding.is_some() { 0.0 } else { 1.0 };
     let defaults = &served.generation;
     Ok(RequestParams {
-        prompt: ids,
-        max_tokens: args.max_tokens,
-        min_tokens: 0,
-        ignore_eos: false,
-        stop_token_ids: Vec::new(),
         sampling: Sampling {
             temperature: args.temperature.or(defaults.temperature).unwrap_or(neutral),
             top_k: args.top_k.or(defaults.top_k).filter(|&k| k > 0),
@@ -151,9 +148,10 @@ fn params(
         },
         decoding,
         seed: args.model.seed.unwrap_or_else(entropy),
-        priority: 0,
         timeout: served.request_timeout,
+        max_draft: served.speculative_tokens,
         trace: fields.trace().map_err(message)?,
+        ..RequestParams::new(ids, args.max_tokens)
     })
 }
 

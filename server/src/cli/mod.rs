@@ -2,12 +2,14 @@
 //!
 //! A mistake exits 2 with one line; a failed load exits 1 with one line naming file and cause.
 
+mod bench;
 mod config_file;
 mod devices;
 mod flags;
 mod generate;
 mod legacy;
 mod serve;
+mod synth;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
@@ -34,6 +36,10 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Where models can run
     Devices(devices::DevicesArgs),
+    /// Speed, offline: no HTTP
+    Bench(bench::BenchArgs),
+    /// Write a random checkpoint of a given shape
+    Synth(synth::SynthArgs),
 }
 
 /// Why a command failed, and with which exit code.
@@ -69,6 +75,8 @@ pub fn run(
             Command::Serve(args) => serve::run(args, &providers),
             Command::Generate(args) => generate::run(args, &providers),
             Command::Devices(args) => devices::run(&args, &providers),
+            Command::Bench(args) => bench::run(&args, &providers),
+            Command::Synth(args) => synth::run(&args),
         }
     });
     match outcome {

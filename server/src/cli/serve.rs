@@ -44,6 +44,10 @@ pub(crate) struct ServeArgs {
     #[arg(long, env = "DFASTLLM_REQUEST_TIMEOUT", default_value_t = 300)]
     request_timeout: u64,
 
+    /// Seconds without a sign of life of a working engine after which it is unhealthy
+    #[arg(long, env = "DFASTLLM_STALL_TIMEOUT", default_value_t = 60)]
+    stall_timeout: u64,
+
     /// A key clients must send; repeat for more
     #[arg(long, env = "DFASTLLM_API_KEY", hide_env_values = true)]
     api_key: Vec<String>,
@@ -54,9 +58,12 @@ pub(crate) struct ServeArgs {
 }
 
 pub(crate) fn run(args: ServeArgs, providers: &[Box<dyn DeviceProvider>]) -> Result<(), Failure> {
-    if !(1..=86_400).contains(&args.request_timeout) {
-        let found = args.request_timeout;
-        return Err(Failure::usage(format!("--request-timeout is {found}, expected 1 to 86400")));
+    for (flag, found) in
+        [("--request-timeout", args.request_timeout), ("--stall-timeout", args.stall_timeout)]
+    {
+        if !(1..=86_400).contains(&found) {
+            return Err(Failure::usage(format!("{flag} is {found}, expected 1 to 86400")));
+        }
     }
     let names = match args.served_model_name.is_empty() {
         true => vec![args.model.model.clone()],
@@ -67,6 +74,7 @@ pub(crate) fn run(args: ServeArgs, providers: &[Box<dyn DeviceProvider>]) -> Res
         max_num_seqs: args.max_num_seqs,
         max_queue: args.max_queue,
         request_timeout: Duration::from_secs(args.request_timeout),
+        stall_timeout: Duration::from_secs(args.stall_timeout),
     })?;
     let template = args.model.template(&options.files)?;
     let keys = api_keys(&args)?;
@@ -175,7 +183,9 @@ fn print_configuration(args: &ServeArgs, options: &ServeOptions, keys: usize) {
         max_num_seqs = options.max_num_seqs,
         max_num_batched_tokens = options.max_num_batched_tokens,
         max_queue = options.max_queue,
+        speculative_tokens = options.speculative_tokens,
         request_timeout_seconds = args.request_timeout,
+        stall_timeout_seconds = args.stall_timeout,
         api_keys = keys,
         "configuration"
     );

@@ -36,15 +36,18 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
     })?;
     let messages = messages(request.messages)?;
     let prompt = prompt(messages, template, served.tokenizer.clone()).await?;
-    let (params, options) = convert(
+    let (mut params, options) = convert(
         request.common,
         request.max_completion_tokens,
         prompt.len(),
         Endpoint::Chat,
         served,
     )?;
-    let choices = Choices::submit((state, served), vec![prompt], &params, &options, arrival)?;
-    Ok(Prepared { frame: Frame::new(Endpoint::Chat, served), choices, options })
+    params.arrival = arrival;
+    let frame = Frame::new(Endpoint::Chat, served);
+    let names = frame.names(headers);
+    let choices = Choices::submit((state, served), vec![prompt], &params, &options, names)?;
+    Ok(Prepared { frame, choices, options })
 }
 
 /// Renders and tokenises a chat: also for the command line.

@@ -32,9 +32,13 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
     check_model(request.common.model.as_deref(), served)?;
     let prompts = prompts(request.prompt, served.tokenizer.clone()).await?;
     let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-    let (params, options) = convert(request.common, None, longest, Endpoint::Completions, served)?;
-    let choices = Choices::submit((state, served), prompts, &params, &options, arrival)?;
-    Ok(Prepared { frame: Frame::new(Endpoint::Completions, served), choices, options })
+    let (mut params, options) =
+        convert(request.common, None, longest, Endpoint::Completions, served)?;
+    params.arrival = arrival;
+    let frame = Frame::new(Endpoint::Completions, served);
+    let names = frame.names(headers);
+    let choices = Choices::submit((state, served), prompts, &params, &options, names)?;
+    Ok(Prepared { frame, choices, options })
 }
 
 /// Token ids of every prompt: a string, a list of strings, token ids, or a list of those.

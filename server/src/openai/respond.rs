@@ -4,12 +4,13 @@ use std::convert::Infallible;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::http::header;
+use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use dfastllm_engine::{FinishReason, TraceStep, Usage};
 use futures_util::stream;
 use serde_json::{Value, json};
 
+use crate::app::REQUEST_ID;
 use crate::convert::{AnswerOptions, Endpoint};
 use crate::generation::{Choices, Update};
 use crate::{ApiError, AppState, ServedModel};
@@ -34,6 +35,12 @@ impl Frame {
             .map_or(0, |d| d.as_secs());
         let id = format!("{prefix}-{}", uuid::Uuid::new_v4().simple());
         Self { endpoint, id, created, model: served.name().to_owned() }
+    }
+
+    /// What the request can be cancelled by: the answer's id and the request's own.
+    pub(crate) fn names(&self, headers: &HeaderMap) -> Vec<String> {
+        let given = headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok());
+        std::iter::once(self.id.as_str()).chain(given).map(str::to_owned).collect()
     }
 
     fn object(&self, streamed: bool, choices: Value) -> Value {
@@ -87,7 +94,7 @@ pub(crate) async fn respond(
 
 async fn next_update(choices: &mut Choices) -> Result<Option<Update>, ApiError> {
     choices.next().await.map_err(|error| {
-        choices.fail();
+        choices.fail(&error);
         ApiError::from(error)
     })
 }
@@ -155,7 +162,7 @@ pub(crate) fn usage(usage: Usage) -> Value {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "forwards": usage.forwards,
         "tokens_per_forward": per_forward,
         "cache_refreshes": 0,
@@ -220,7 +227,7 @@ impl Streaming {
                         }
                         Ok(None) => self.stage = Stage::Usage,
                         Err(error) => {
-                            self.choices.fail();
+                            self.choices.fail(&error);
                             self.stage = Stage::Done;
                             return Some(event(&ApiError::from(error).body()));
                         }
