@@ -22,7 +22,9 @@ pub enum DTypeChoice {
 }
 
 impl DTypeChoice {
-    fn dtype(self) -> Option<DType> {
+    /// The float type named; `None` for auto.
+    #[must_use]
+    pub fn dtype(self) -> Option<DType> {
         match self {
             Self::Auto => None,
             Self::F32 => Some(DType::F32),

@@ -43,13 +43,14 @@ pub fn shape_config(name: &str) -> Option<Value> {
     serde_json::from_str(text).ok()
 }
 
-/// A tensor to be made: its values depend on seed and name only.
+/// A tensor to be made: its values depend on the seed and its place in the checkpoint only.
 #[derive(Debug, Clone)]
 pub struct SynthTensor {
     name: String,
     shape: Vec<usize>,
     dtype: Dtype,
     seed: u64,
+    ordinal: u32,
 }
 
 /// The tensors a checkpoint with this config has.
@@ -73,14 +74,9 @@ pub fn synth_tensors(
     // Every tensor is missing, and so gets listed; the model itself is not used.
     (family_of(config)?.load)(config, &mut weights)?;
     let tensors = weights.into_missing();
-    Ok(tensors
-        .into_iter()
-        .map(|(name, shape)| {
-            let key = name.bytes().fold(seed, |key, b| {
-                (key ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01B3).rotate_left(23)
-            });
-            SynthTensor { name, shape, dtype: stored, seed: key }
-        })
+    Ok((0..)
+        .zip(tensors)
+        .map(|(ordinal, (name, shape))| SynthTensor { name, shape, dtype: stored, seed, ordinal })
         .collect())
 }
 
@@ -131,7 +127,7 @@ impl SynthTensor {
             position: index as u32,
             step: (index >> 32) as u32,
             purpose: Purpose::Token,
-            draw: 0,
+            draw: self.ordinal,
         };
         ((uniform(self.seed, counter) * 2.0 - 1.0) * STD * 3f64.sqrt()) as f32
     }
@@ -193,18 +189,20 @@ mod tests {
     }
 
     #[test]
-    fn values_have_the_spread_of_initial_weights_and_depend_on_seed_and_name() {
-        let tensor = |name: &str, seed| SynthTensor {
-            name: name.to_owned(),
+    fn values_have_the_spread_of_initial_weights_and_depend_on_seed_and_place() {
+        let tensor = |seed, ordinal| SynthTensor {
+            name: "w".to_owned(),
             shape: vec![100, 100],
             dtype: Dtype::F32,
             seed,
+            ordinal,
         };
-        let values: Vec<f64> = (0..10_000).map(|i| f64::from(tensor("w", 7).value(i))).collect();
+        let values: Vec<f64> = (0..10_000).map(|i| f64::from(tensor(7, 0).value(i))).collect();
         let variance = values.iter().map(|x| x * x).sum::<f64>() / 1e4;
         assert!((variance.sqrt() - STD).abs() < 4e-4, "{}", variance.sqrt());
-        assert_ne!(tensor("w", 7).values(), tensor("w", 8).values());
-        let norm = SynthTensor { shape: vec![4], ..tensor("norm.weight", 7) };
+        assert_ne!(tensor(7, 0).values(), tensor(8, 0).values());
+        assert_ne!(tensor(7, 0).values(), tensor(7, 1).values());
+        let norm = SynthTensor { name: "norm.weight".to_owned(), shape: vec![4], ..tensor(7, 0) };
         assert_eq!(norm.values(), [1f32; 4].map(f32::to_le_bytes).concat());
     }
 }

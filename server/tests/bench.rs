@@ -109,10 +109,13 @@ fn mistakes_are_named() {
         (&["bench", "--input-len", "9:5"], "9:5"),
         (&["bench", "--concurrency", "0"], "--concurrency"),
         (&["bench", "throughput", "--long-prompt", "9"], "--long-prompt"),
+        (&["bench", "latency", "--long-prompt", "9", "--input-len", "9"], "--input-len"),
+        (&["bench", "latency", "--shared-prefix", "9", "--concurrency", "2"], "--concurrency"),
         (&["bench", "--model", "builtin:tiny-phi", "--input-len", "600"], "512"),
         (&["bench", "--model", "builtin:tiny-phi", "--diffusion", "{\"steps\": 1}"], "--diffusion"),
         (&["synth", "/nowhere", "--shape", "gpt"], "phi-350m"),
         (&["synth", "/nowhere", "--dtype", "int8"], "--dtype"),
+        (&["synth", "/nowhere", "--dtype", "auto"], "--dtype"),
         (&["generate", "--prompt", "x", "--speculative-tokens", "99"], "--speculative-tokens"),
         (&["serve", "--stall-timeout", "0"], "--stall-timeout"),
     ] {

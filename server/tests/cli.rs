@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dfastllm"));
-    command.stdin(Stdio::null());
+    // Tests read the log, whatever the level is where they run.
+    command.stdin(Stdio::null()).env("DFASTLLM_LOG", "info");
     command
 }
 

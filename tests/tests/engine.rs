@@ -30,14 +30,18 @@ const PANIC: u32 = 13;
 const NAN: u32 = 14;
 
 /// Predicts the token after its own; token 9 is followed by the end.
-struct Counting(Attend);
+struct Counting {
+    attend: Attend,
+    /// Every pass waits for leave from here.
+    leave: Option<flume::Receiver<()>>,
+}
 
 /// What a device does whose kernels failed to compile.
 struct Zeros;
 
 impl LanguageModel for Zeros {
     fn shape(&self) -> ModelShape {
-        Counting(Attend::Causal).shape()
+        Counting { attend: Attend::Causal, leave: None }.shape()
     }
 
     fn alignment(&self) -> Alignment {
@@ -73,10 +77,13 @@ impl LanguageModel for Counting {
     }
 
     fn attend(&self) -> Attend {
-        self.0
+        self.attend
     }
 
     fn forward(&self, rows: &RaggedRows, _: &mut KvPool, _: &mut Probe<'_>) -> Tensor<2> {
+        if let Some(leave) = &self.leave {
+            leave.recv().unwrap();
+        }
         assert!(!rows.tokens().contains(&PANIC), "scripted");
         let hidden: Vec<f32> = rows.tokens().iter().map(|&t| t as f32).collect();
         Tensor::<1>::from_floats(hidden.as_slice(), &cpu().device).reshape([rows.len(), 1])
@@ -108,7 +115,7 @@ fn scripted(attend: Attend, config: EngineConfig) -> Served {
         mask_id: masked.then_some(MASK),
         reference: masked.then_some(ReferenceLoop::Timesteps),
     };
-    serve_model(Box::new(Counting(attend)), limits, config)
+    serve_model(Box::new(Counting { attend, leave: None }), limits, config)
 }
 
 #[test]
@@ -249,39 +256,14 @@ fn more_than_all_pages_is_refused_at_once() {
     assert_eq!(served.handle.stats().snapshot().queued, 0);
 }
 
-/// Every pass after the one at the start waits for leave to go on.
-struct Stuck(flume::Receiver<()>, std::sync::atomic::AtomicBool);
-
-impl LanguageModel for Stuck {
-    fn shape(&self) -> ModelShape {
-        Counting(Attend::Causal).shape()
-    }
-
-    fn alignment(&self) -> Alignment {
-        Alignment::Next
-    }
-
-    fn attend(&self) -> Attend {
-        Attend::Causal
-    }
-
-    fn forward(&self, rows: &RaggedRows, pool: &mut KvPool, probe: &mut Probe<'_>) -> Tensor<2> {
-        if self.1.swap(true, std::sync::atomic::Ordering::Relaxed) {
-            self.0.recv().unwrap();
-        }
-        Counting(Attend::Causal).forward(rows, pool, probe)
-    }
-
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        Counting(Attend::Causal).logits(hidden)
-    }
-}
-
 #[test]
 fn silence_is_noticed_while_there_is_work_and_only_then() {
     let (go, leave) = flume::unbounded();
     let limits = scripted(Attend::Causal, CONFIG).limits;
-    let served = serve_model(Box::new(Stuck(leave, false.into())), limits, CONFIG);
+    // Leave for the pass at the start.
+    go.send(()).unwrap();
+    let model = Counting { attend: Attend::Causal, leave: Some(leave) };
+    let served = serve_model(Box::new(model), limits, CONFIG);
     let silent_for = || served.handle.stats().snapshot().silent_for;
     assert_eq!(silent_for(), Duration::ZERO);
     let running = served.submit(greedy(&[8], 5, None));

@@ -1,8 +1,8 @@
 //! Attention over key runs with an online softmax, in f32.
 //!
-//! The score of a key is a chain of multiply-adds a vector lane over the head, and keys enter the softmax run
-//! by run: what a row computes does not depend on how many rows are computed with it, nor on which
-//! of the two ways below its scores are found.
+//! The score of a key is a chain of multiply-adds a vector lane over the head, and keys enter the
+//! softmax run by run: what a row computes does not depend on how many rows are computed with it,
+//! nor on which of the two ways below its scores are found.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -52,7 +52,7 @@ pub(crate) fn attention<T: Stored>(
     let (dim, group) = (plan.head_dim, plan.heads / plan.kv_heads);
     let parts: Vec<Vec<Part<'_, T>>> = plan.spans.iter().map(|s| span_parts(plan, s, kv)).collect();
     let tasks = tasks(plan, query, &parts);
-    let done: Vec<Vec<f32>> = tasks.par_iter().map(|task| dispatch(path, task.clone())).collect();
+    let done: Vec<Vec<f32>> = tasks.par_iter().map(|task| dispatch(path, task)).collect();
     let mut out = vec![0f32; query.len()];
     for (task, values) in tasks.iter().zip(done) {
         let width = task.heads.len() * group * dim;
@@ -140,12 +140,6 @@ struct Task<'a, T> {
     heads: Range<usize>,
 }
 
-impl<T> Clone for Task<'_, T> {
-    fn clone(&self) -> Self {
-        Self { rows: self.rows.clone(), heads: self.heads.clone(), ..*self }
-    }
-}
-
 /// The online softmax of one query.
 #[derive(Clone, Copy)]
 struct Running {
@@ -153,7 +147,7 @@ struct Running {
     sum: f32,
 }
 
-impl<T: Stored> Kernel for Task<'_, T> {
+impl<T: Stored> Kernel for &Task<'_, T> {
     /// `[rows, heads * group, head_dim]`
     type Output = Vec<f32>;
 
@@ -166,8 +160,10 @@ impl<T: Stored> Kernel for Task<'_, T> {
         let mut running = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; queries];
         let turns = self.rows.len() * group >= TURN_QUERIES;
         let mut turned = vec![0f32; if turns { dim * MAX_RUN } else { 0 }];
+        let positions = &self.plan.positions[self.rows.clone()];
+        let furthest = (0..self.rows.len()).max_by_key(|&row| positions[row]).unwrap_or(0);
         for part in self.parts {
-            if self.seen(part, self.rows.len() - 1) > 0 {
+            if self.seen(part, furthest) > 0 {
                 for head in self.heads.clone() {
                     self.head(isa, (part, head), &mut turned, (&mut running, &mut out));
                 }

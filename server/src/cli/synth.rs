@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::Args;
-use dfastllm_backends::DType;
+use dfastllm_backends::DTypeChoice;
 use dfastllm_models::{shape_config, shape_names, synth_tensors, write_synth};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
@@ -22,8 +22,8 @@ pub(crate) struct SynthArgs {
     shape: String,
 
     /// f32, bf16, f16
-    #[arg(long, env = "DFASTLLM_DTYPE", default_value = "bf16")]
-    dtype: String,
+    #[arg(long, env = "DFASTLLM_DTYPE", default_value_t = DTypeChoice::Bf16)]
+    dtype: DTypeChoice,
 
     /// Seed of the weights
     #[arg(long, env = "DFASTLLM_SEED", default_value_t = 0)]
@@ -31,14 +31,8 @@ pub(crate) struct SynthArgs {
 }
 
 pub(crate) fn run(args: &SynthArgs) -> Result<(), Failure> {
-    let dtype = match args.dtype.as_str() {
-        "f32" => DType::F32,
-        "bf16" => DType::BF16,
-        "f16" => DType::F16,
-        other => {
-            let message = format!("--dtype is {other}, expected f32, bf16 or f16");
-            return Err(Failure::usage(message));
-        }
+    let Some(dtype) = args.dtype.dtype() else {
+        return Err(Failure::usage("--dtype is auto, expected f32, bf16 or f16"));
     };
     let config = config(&args.shape)?;
     if args.folder.join("config.json").exists() {
@@ -69,7 +63,7 @@ fn config(shape: &str) -> Result<Value, Failure> {
 }
 
 /// A bar on a terminal, nothing elsewhere.
-pub(crate) fn bar(total: u64) -> ProgressBar {
+fn bar(total: u64) -> ProgressBar {
     let target = match std::io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),

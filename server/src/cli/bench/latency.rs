@@ -54,8 +54,20 @@ pub(super) fn long_prompt(
     mut workload: Workload<'_>,
     long: usize,
 ) -> Result<(), Failure> {
-    let streams = args.concurrency.first().copied().unwrap_or(4);
     let mut report = Report::new(args.json);
+    for &streams in &args.concurrency {
+        report.row(&disturbed(args, served, &mut workload, (streams, long))?)?;
+    }
+    Ok(())
+}
+
+/// The figures of a number of streams that a long prompt disturbs.
+fn disturbed(
+    args: &BenchArgs,
+    served: &ServedModel,
+    workload: &mut Workload<'_>,
+    (streams, long): (usize, usize),
+) -> Result<Vec<(&'static str, Value)>, Failure> {
     // The longest answers the context has room for, so that streams outlast the prompt.
     let room = served.limits.max_model_len;
     let input = (room / 8).clamp(1, 32);
@@ -71,17 +83,14 @@ pub(super) fn long_prompt(
         let intruder = workload.request(prompt, 1)?;
         let (submitted, ended) = intrude(&mut running, served, intruder)?;
         first.push((ended - submitted).as_secs_f64());
+        // The first waits are still those for the other streams' prompts.
         for (at, gap) in running.iter().flat_map(|w| w.sample.gaps().skip(2)) {
-            // The wait in which the prompt arrives is partly a plain one, and so is the last.
-            if at <= submitted || at > ended {
-                quiet.push(gap);
-            } else {
-                reading.push(gap);
-            }
+            let while_reading = submitted < at && at <= ended;
+            if while_reading { &mut reading } else { &mut quiet }.push(gap);
         }
     }
     let (plain, p99) = (quantile(&mut quiet, 0.5), quantile(&mut reading, 0.99));
-    report.row(&[
+    Ok(vec![
         ("streams", json!(streams)),
         ("prompt_tokens", json!(long)),
         ("ttft_ms", json!(quantile(&mut first, 0.5) * 1e3)),

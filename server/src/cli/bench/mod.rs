@@ -39,7 +39,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, env = "DFASTLLM_MAX_NUM_SEQS", default_value_t = 64)]
     max_num_seqs: usize,
 
-    /// Concurrent requests; a list for throughput
+    /// Numbers of concurrent requests, a row each
     #[arg(long, env = "DFASTLLM_CONCURRENCY", value_delimiter = ',', default_values_t = [1, 4, 16, 64])]
     concurrency: Vec<usize>,
 
@@ -67,12 +67,20 @@ pub(crate) struct BenchArgs {
     #[arg(long, env = "DFASTLLM_DIFFUSION", default_value = "{}")]
     diffusion: String,
 
-    /// Latency: a prompt of this length arrives while streams run
-    #[arg(long, env = "DFASTLLM_LONG_PROMPT", conflicts_with = "shared_prefix")]
+    /// Latency: a prompt of this length arrives while streams run to the end of the context
+    #[arg(
+        long,
+        env = "DFASTLLM_LONG_PROMPT",
+        conflicts_with_all = ["shared_prefix", "input_len", "output_len"]
+    )]
     long_prompt: Option<usize>,
 
-    /// Latency: two prompts begin with this many same tokens
-    #[arg(long, env = "DFASTLLM_SHARED_PREFIX")]
+    /// Latency: two prompts, one after the other, begin with this many same tokens
+    #[arg(
+        long,
+        env = "DFASTLLM_SHARED_PREFIX",
+        conflicts_with_all = ["concurrency", "input_len", "output_len"]
+    )]
     shared_prefix: Option<usize>,
 
     /// One JSON object a line

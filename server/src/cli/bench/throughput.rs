@@ -64,6 +64,8 @@ impl Level {
             ("total_per_s", json!((tokens + prompt as f64) / seconds)),
             ("forwards", json!(forwards)),
             ("tokens_per_forward", json!(tokens / forwards.max(1) as f64)),
+            ("drafted", json!(totals.draft_tokens)),
+            ("accepted", json!(totals.accepted_tokens)),
             ("steps", json!(totals.steps)),
             ("occupancy", json!(totals.sequences as f64 / steps)),
             ("rows_per_step", json!(totals.rows as f64 / steps)),
