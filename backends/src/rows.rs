@@ -13,6 +13,9 @@ pub enum Attend {
     Causal,
     /// Every visible key.
     Bidirectional,
+    /// Every visible key but the cached one at its own position: what the rest of the sequence says
+    /// about a position that is filled already (WINO, arXiv 2507.18578). Such a span never writes.
+    Shadow,
 }
 
 /// What a caller wants of one span: consecutive rows of one sequence.
@@ -99,6 +102,12 @@ pub enum RowsError {
         found: Range<usize>,
         /// The first row not covered yet.
         expected: usize,
+    },
+    /// A shadow span was to write its rows, over what it looks at.
+    #[error("span {span} is a shadow and cannot write")]
+    ShadowWrites {
+        /// Index of the span.
+        span: usize,
     },
     /// A position lies outside the sequence's pages.
     #[error("position {position} lies outside the {pages} pages of span {span}")]
@@ -214,12 +223,15 @@ fn resolve(
         None => Err(RowsError::OutsidePages { span: index, position, pages: pages.len() }),
     };
     let mut writes = Vec::new();
+    if write && attend == Attend::Shadow {
+        return Err(RowsError::ShadowWrites { span: index });
+    }
     if write {
         visible.extend(own.iter().map(|&p| p..p + 1));
         for (i, &position) in own.iter().enumerate() {
             push_write(&mut writes, rows.start + i, slot(position)?);
         }
-    } else {
+    } else if attend != Attend::Shadow {
         visible = own.iter().fold(visible, |ranges, &p| without(ranges, p));
     }
     let mut keys = Vec::new();
@@ -327,6 +339,21 @@ mod tests {
         let own = KeyRun { source: KeySource::Rows { row: 0 }, position: 2, len: 2 };
         assert_eq!(rows.spans()[0].keys, [pool(0, 0, 2), pool(4, 4, 2), own]);
         assert!(rows.spans()[0].writes.is_empty());
+    }
+
+    #[test]
+    fn shadows_stand_beside_the_cached_entries_of_their_positions() {
+        let span = |write| SpanRequest {
+            rows: 0..2,
+            attend: Attend::Shadow,
+            write,
+            visible: vec![0..6],
+            pages: vec![0, 1],
+        };
+        let new = |write| RaggedRows::new(vec![1, 2], vec![2, 3], vec![span(write)], 4);
+        let own = KeyRun { source: KeySource::Rows { row: 0 }, position: 2, len: 2 };
+        assert_eq!(new(false).unwrap().spans()[0].keys, [pool(0, 0, 4), pool(4, 4, 2), own]);
+        assert_eq!(new(true).unwrap_err(), RowsError::ShadowWrites { span: 0 });
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //! where drafts turn out right.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use dfastllm_models::Attend;
 use dfastllm_models::ops::{ConfidenceOf, Draw, RowParams, RowScore};
 
-use crate::plan::{Generation, NotFinite, SpanPlan, StepPlan, Want};
+use crate::plan::{Generation, NotFinite, Purpose, SpanPlan, StepPlan, Want, Which};
 use crate::speculation::PromptLookup;
-use crate::{FinishReason, GenerationRequest, SettledToken, TraceStep};
+use crate::{FinishReason, GenerationRequest, SettledToken, TraceStep, Usage};
 
 /// An autoregressive request.
 pub(crate) struct Autoregressive {
@@ -36,7 +37,12 @@ impl Autoregressive {
             prompt_len: tokens.len(),
             tokens,
             cached: 0,
-            lookup: PromptLookup::new(request.max_draft),
+            // What is penalised behind a draft depends on whether it is right.
+            lookup: PromptLookup::new(if request.penalties.is_some() {
+                0
+            } else {
+                request.max_draft
+            }),
             draft: None,
             drafted: (0, 0),
             request,
@@ -56,14 +62,18 @@ impl Autoregressive {
             false => Draw::Greedy,
         };
         let params = RowParams {
-            bias: request.bias_at(position - self.prompt_len),
+            bias: request.bias_at(position - self.prompt_len, true),
+            penalties: request.penalties.map(|scales| {
+                let (prompt, generated) = self.tokens.split_at(self.prompt_len);
+                Arc::new(scales.over(prompt, generated))
+            }),
             filters: request.filters,
             draw,
             confidence_of: ConfidenceOf::Filtered,
             top_logprobs: request.top_logprobs,
             ..RowParams::greedy(0)
         };
-        Want { position, params, guidance_scale: None }
+        Want { span: 0, position, params, guidance: None, purpose: Purpose::Choose }
     }
 
     /// End of what is read before decoding: the prompt, whose last row gives the first token, or,
@@ -81,7 +91,7 @@ impl Autoregressive {
         self.tokens.push(score.id);
         let is_end = self.request.end_ids.contains(&score.id);
         let (id, logprob, top) = (score.id, score.logprob, score.top.clone());
-        self.settled.push(SettledToken { id, logprob, top, is_end });
+        self.settled.push(SettledToken { id, logprob, top, is_end, gap: 0 });
         if is_end {
             self.finish = Some(FinishReason::Stop);
         } else if generated == self.request.max_tokens {
@@ -135,13 +145,14 @@ impl Generation for Autoregressive {
             (self.tokens[self.cached..end].to_vec(), wants)
         };
         let span = SpanPlan {
+            positions: (self.cached..self.cached + tokens.len()).collect(),
             tokens,
-            first_position: self.cached,
             attend: Attend::Causal,
             write: true,
-            cached: self.cached,
+            visible: 0..self.cached,
+            first_page: 0,
         };
-        Some(StepPlan { spans: vec![span], wants })
+        Some(StepPlan { model: Which::Main, spans: vec![span], wants, every_head_row: false })
     }
 
     fn is_decoding(&self) -> bool {
@@ -174,7 +185,7 @@ impl Generation for Autoregressive {
             let position = first - self.prompt_len;
             let ids = self.tokens[first..].iter().enumerate();
             let committed = ids.map(|(i, &id)| (position + i, id)).collect();
-            self.trace.push(TraceStep { step: self.forwards, committed, remasked: Vec::new() });
+            self.trace.push(TraceStep { step: self.forwards, committed, ..TraceStep::default() });
         }
         Ok(())
     }
@@ -187,8 +198,8 @@ impl Generation for Autoregressive {
         self.finish
     }
 
-    fn forwards(&self) -> usize {
-        self.forwards
+    fn count(&self, usage: &mut Usage) {
+        usage.forwards = self.forwards;
     }
 
     fn take_trace(&mut self) -> Vec<TraceStep> {

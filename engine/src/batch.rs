@@ -8,12 +8,10 @@ use std::time::{Duration, Instant};
 
 use dfastllm_models::ops::RowScore;
 
-use crate::autoregressive::Autoregressive;
-use crate::denoising::Denoising;
 use crate::handle::Submission;
 use crate::pacing::Pacer;
 use crate::pages::Pages;
-use crate::plan::{Generation, StepPlan};
+use crate::plan::{Generation, StepPlan, Which};
 use crate::scheduler::{Admitted, Demand, PageCopy, Scheduler};
 use crate::stats::EngineStats;
 use crate::{Cancel, EngineConfig, EngineError, Event, Usage};
@@ -81,13 +79,10 @@ impl Batch {
             deadline: request.arrival.checked_add(request.timeout),
             timeout_seconds: request.timeout.as_secs(),
             usage: Usage { prompt_tokens: request.prompt.len(), ..Usage::default() },
-            denoises: request.decoding.is_some(),
+            denoises: request.denoises(),
             leader,
             was_admitted: false,
-            generation: match request.decoding.clone() {
-                Some((config, mask_id)) => Box::new(Denoising::new(request, config, mask_id)),
-                None => Box::new(Autoregressive::new(request)),
-            },
+            generation: request.into_generation(),
         };
         self.active.insert(id, active);
     }
@@ -124,16 +119,20 @@ impl Batch {
             let Some(active) = self.active.get_mut(&id) else { continue };
             let left = self.max_rows.saturating_sub(step.decoding_rows + step.reading_rows);
             let decodes = active.generation.is_decoding();
-            let budget = match (decodes, step.plans.is_empty()) {
-                // A canvas is never cut: the first of a step may exceed the budget alone.
-                (true, true) => usize::MAX,
-                (true, false) => left,
-                (false, _) => {
+            let budget = match decodes {
+                true => left,
+                false => {
                     let allowed = self.pacer.allowed(step.decoding_rows, self.max_rows);
                     allowed.saturating_sub(step.reading_rows).min(left)
                 }
             };
-            let Some(plan) = active.generation.plan(budget) else { continue };
+            let is_first = decodes && step.plans.is_empty();
+            let generation = &mut active.generation;
+            // A canvas is never cut: the first of a step may exceed the budget alone.
+            let plan = generation
+                .plan(budget)
+                .or_else(|| is_first.then(|| generation.plan(usize::MAX)).flatten());
+            let Some(plan) = plan else { continue };
             let rows = if decodes { &mut step.decoding_rows } else { &mut step.reading_rows };
             *rows += plan.rows();
             step.plans.push((id, plan));
@@ -204,13 +203,13 @@ impl Batch {
         }
         if let Some(tokens) = active.generation.causal_tokens() {
             self.scheduler.publish(id, &tokens[..active.generation.cached()]);
-            let now = active.generation.drafts();
-            if now.0 > drafted {
-                let counters = &self.stats.counters;
-                counters.drafts.fetch_add(1, Relaxed);
-                counters.draft_tokens.fetch_add((now.0 - drafted) as u64, Relaxed);
-                counters.accepted_tokens.fetch_add((now.1 - right) as u64, Relaxed);
-            }
+        }
+        let now = active.generation.drafts();
+        if now.0 > drafted {
+            let counters = &self.stats.counters;
+            counters.drafts.fetch_add(1, Relaxed);
+            counters.draft_tokens.fetch_add((now.0 - drafted) as u64, Relaxed);
+            counters.accepted_tokens.fetch_add((now.1 - right) as u64, Relaxed);
         }
         self.send(id);
     }
@@ -219,20 +218,42 @@ impl Batch {
         let Some(active) = self.active.get_mut(&id) else { return };
         let tokens = active.generation.take_settled();
         active.usage.completion_tokens += tokens.len();
-        active.usage.forwards = active.generation.forwards();
+        active.generation.count(&mut active.usage);
         if active.denoises {
             self.stats.counters.committed_tokens.fetch_add(tokens.len() as u64, Relaxed);
         }
-        // The channel holds every event a request can have; an error means nobody listens.
-        if !tokens.is_empty() {
-            let (usage, trace) = (active.usage, active.generation.take_trace());
-            let _ = active.events.try_send(Event::Settled { tokens, usage, trace });
+        let watched = active.generation.has_changes() && Submission::has_room(&active.events);
+        let usage = active.usage;
+        // The channel has room for every event; an error means nobody listens.
+        if !tokens.is_empty() || watched {
+            let (trace, changes) =
+                (active.generation.take_trace(), active.generation.take_changes());
+            let _ = active.events.try_send(Event::Settled { tokens, changes, usage, trace });
         }
         if let Some(reason) = active.generation.finish() {
+            if let Some(scores) = active.generation.take_scores() {
+                let _ = active.events.try_send(Event::Scored(scores));
+            }
             let trace = active.generation.take_trace();
-            let _ = active.events.try_send(Event::Finished { reason, usage: active.usage, trace });
+            let _ = active.events.try_send(Event::Finished { reason, usage, trace });
+            self.audited(usage);
             self.forget(id);
         }
+    }
+
+    /// Adds a request's audit to the totals.
+    fn audited(&self, usage: Usage) {
+        let Some(audit) = usage.audit else { return };
+        let counters = &self.stats.counters;
+        counters.audited_positions.fetch_add(audit.positions as u64, Relaxed);
+        counters.audited_agreeing.fetch_add(audit.agreeing as u64, Relaxed);
+        tracing::info!(
+            positions = audit.positions,
+            agreement = audit.agreement(),
+            mean_drift = audit.mean_drift(),
+            max_drift = audit.max_drift,
+            "audit"
+        );
     }
 
     /// Fails everyone a step served or copied pages for.
@@ -279,7 +300,9 @@ impl Batch {
         counters.sequences.fetch_add(step.plans.len() as u64, Relaxed);
         counters.rows.fetch_add((step.decoding_rows + step.reading_rows) as u64, Relaxed);
         for (id, plan) in &step.plans {
-            if self.active.get(id).is_some_and(|a| a.denoises) {
+            counters.head_rows.fetch_add(plan.head_rows() as u64, Relaxed);
+            let denoises = self.active.get(id).is_some_and(|a| a.denoises);
+            if denoises && plan.model == Which::Main {
                 counters.denoising_passes.fetch_add(1, Relaxed);
                 counters.canvas_positions.fetch_add(plan.rows() as u64, Relaxed);
             }
@@ -297,7 +320,9 @@ impl Batch {
 /// read it; if the leader is gone it reads for itself.
 fn demand(active: &HashMap<u64, Active>, id: u64) -> Demand<'_> {
     let Some(request) = active.get(&id) else { return Demand::Wait };
-    let Some(tokens) = request.generation.causal_tokens() else { return Demand::Seat };
+    let Some(tokens) = request.generation.causal_tokens() else {
+        return Demand::Own(request.generation.own_pages());
+    };
     let leader = request.leader.filter(|_| !request.was_admitted);
     match leader.and_then(|of| Some((of, active.get(&of)?))) {
         None => Demand::Causal(tokens),

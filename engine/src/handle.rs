@@ -7,12 +7,12 @@ use std::thread::JoinHandle;
 
 use dfastllm_models::{DType, Device, KvPool, LanguageModel, PAGE_SIZE};
 
-use crate::runner::Runner;
+use crate::runner::{Runner, Seat};
 use crate::stats::{EngineState, EngineStats};
 use crate::worker::Worker;
 use crate::{
-    EngineError, FinishReason, GenerationRequest, SettledToken, StartError, SubmitError, TraceStep,
-    Usage,
+    Change, EngineError, FinishReason, GenerationRequest, PromptScores, SettledToken, StartError,
+    SubmitError, TraceStep, Usage,
 };
 
 /// Sizes of an engine.
@@ -28,18 +28,33 @@ pub struct EngineConfig {
     pub kv_cache_tokens: usize,
 }
 
+/// Changes of the canvas that may wait for a reader who is slow, in events.
+const WAITING_CHANGES: usize = 64;
+
+/// A causal model that verifies drafts. Its tokens have to be those of the model that answers.
+pub struct Verifier {
+    /// The model.
+    pub model: Box<dyn LanguageModel>,
+    /// Float type of its keys and values.
+    pub kv_dtype: DType,
+}
+
 /// What happens to a running request, in order; nothing comes after `Finished` or `Failed`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// Tokens joined the settled prefix.
+    /// Tokens joined the settled prefix, or positions changed for someone who watches.
     Settled {
         /// The new tokens.
         tokens: Vec<SettledToken>,
+        /// Positions that changed, if asked for.
+        changes: Vec<Change>,
         /// What it took so far.
         usage: Usage,
         /// Commits since the last event, step by step, if asked for.
         trace: Vec<TraceStep>,
     },
+    /// How likely the given text is; comes right before the end.
+    Scored(PromptScores),
     /// The request is done.
     Finished {
         /// Why.
@@ -89,6 +104,13 @@ pub(crate) struct Submission {
     pub(crate) request: GenerationRequest,
 }
 
+impl Submission {
+    /// Whether an event of changes alone leaves room for all that is certain to come.
+    pub(crate) fn has_room(events: &flume::Sender<Event>) -> bool {
+        events.len() < WAITING_CHANGES
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Command {
     Submit(Vec<Submission>),
@@ -122,13 +144,31 @@ impl Engine {
         device: &Device,
         config: EngineConfig,
     ) -> Result<Self, StartError> {
+        Self::start_with(model, kv_dtype, None, device, config)
+    }
+
+    /// The same with a causal model that verifies drafts. It has as many pages.
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub fn start_with(
+        model: Box<dyn LanguageModel>,
+        kv_dtype: DType,
+        verifier: Option<Verifier>,
+        device: &Device,
+        config: EngineConfig,
+    ) -> Result<Self, StartError> {
         let pages = config.kv_cache_tokens.div_ceil(PAGE_SIZE);
         // One place for every request that may wait, and one for the order to stop.
         let (commands, inbox) = flume::bounded(config.max_queue + 1);
         let stats = Arc::new(EngineStats::default());
+        let seat = |model: Box<dyn LanguageModel>, dtype| {
+            let pool = KvPool::new(model.shape().kv_shape(pages, PAGE_SIZE), dtype, device);
+            Seat { model, pool }
+        };
         let try_out = || {
-            let pool = KvPool::new(model.shape().kv_shape(pages, PAGE_SIZE), kv_dtype, device);
-            let mut runner = Runner::new(model, pool);
+            let verifier = verifier.map(|v| seat(v.model, v.kv_dtype));
+            let mut runner = Runner::new(seat(model, kv_dtype), verifier);
             runner.makes_sense().then_some(runner)
         };
         let runner = catch_unwind(AssertUnwindSafe(try_out)).ok().flatten();
@@ -184,8 +224,8 @@ impl EngineHandle {
         }
         let (count, capacity) = (requests.len(), self.config.max_queue);
         let positions = self.config.kv_cache_tokens;
-        let keeps = |r: &GenerationRequest| if r.decoding.is_some() { 0 } else { r.total_len() };
-        if let Some(needed) = requests.iter().map(keeps).find(|&needed| needed > positions) {
+        let mut needs = requests.iter().map(GenerationRequest::kept_positions);
+        if let Some(needed) = needs.find(|&needed| needed > positions) {
             return Err(SubmitError::TooLong { needed, positions });
         }
         self.stats
@@ -199,9 +239,10 @@ impl EngineHandle {
         let (submissions, running) = (first_id..)
             .zip(requests)
             .map(|(id, request)| {
-                // At most one event a token and a final one: the engine never blocks on a slow
-                // reader.
-                let (sender, events) = flume::bounded(request.max_tokens + 1);
+                // At most one event a token and two at the end: the engine never blocks on a slow
+                // reader. Changes of the canvas wait where there is no room.
+                let watched = if request.progress { WAITING_CHANGES } else { 0 };
+                let (sender, events) = flume::bounded(request.max_tokens + 2 + watched);
                 let follows = id > first_id && request.prompt == first_prompt;
                 let (cancel, leader) = (Cancel::default(), follows.then_some(first_id));
                 let submitted = cancel.clone();

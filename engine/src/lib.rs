@@ -21,6 +21,7 @@ mod plan;
 mod request;
 mod runner;
 mod scheduler;
+mod scoring;
 #[cfg(test)]
 mod simulation;
 mod speculation;
@@ -28,7 +29,13 @@ mod stats;
 mod worker;
 
 pub use error::{EngineError, RequestError, StartError, SubmitError};
-pub use handle::{Cancel, Engine, EngineConfig, EngineHandle, Event, Running};
-pub use output::{FinishReason, SettledToken, TextAssembler, TraceStep, Usage};
-pub use request::{GenerationRequest, MAX_DRAFT, ModelLimits, RequestParams, Sampling};
+pub use handle::{Cancel, Engine, EngineConfig, EngineHandle, Event, Running, Verifier};
+pub use output::{
+    Audit, Change, ChangeKind, FinishReason, Likelihood, LikelihoodSample, PromptScores,
+    SettledToken, TextAssembler, TraceStep, Usage,
+};
+pub use request::{
+    GenerationRequest, InfillPart, MAX_DRAFT, MAX_SAMPLES, ModelLimits, Patterns, PenaltyScales,
+    RequestParams, Sampling, Task,
+};
 pub use stats::{EngineState, EngineStats, StatsSnapshot, Totals};

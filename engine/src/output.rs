@@ -14,6 +14,8 @@ pub struct SettledToken {
     pub top: Vec<(u32, f64)>,
     /// Whether it ended the sequence; such a token has no text.
     pub is_end: bool,
+    /// Which of the request's gaps it is in; 0 where there is one.
+    pub gap: usize,
 }
 
 /// Why a request ended.
@@ -26,7 +28,7 @@ pub enum FinishReason {
 }
 
 /// What a request took.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
@@ -36,10 +38,72 @@ pub struct Usage {
     pub cached_tokens: usize,
     /// Forward passes whose logits were used.
     pub forwards: usize,
+    /// Passes of the model that verifies.
+    pub verifier_forwards: usize,
+    /// Passes that computed the whole canvas anew for a cache.
+    pub refreshes: usize,
+    /// How passes that reused keys and values compare with exact ones, if audited.
+    pub audit: Option<Audit>,
 }
 
-/// One forward pass that changed something; positions count from the first generated one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+impl Usage {
+    /// Adds what another took.
+    pub fn merge(&mut self, other: &Self) {
+        self.prompt_tokens += other.prompt_tokens;
+        self.completion_tokens += other.completion_tokens;
+        self.cached_tokens += other.cached_tokens;
+        self.forwards += other.forwards;
+        self.verifier_forwards += other.verifier_forwards;
+        self.refreshes += other.refreshes;
+        if let Some(audit) = &other.audit {
+            self.audit.get_or_insert_default().merge(audit);
+        }
+    }
+}
+
+/// Predictions of passes that reused keys and values beside those of exact passes.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Audit {
+    /// Predictions compared.
+    pub positions: usize,
+    /// Those with the same most probable token.
+    pub agreeing: usize,
+    /// Largest difference of the two probabilities of the chosen tokens.
+    pub max_drift: f64,
+    /// Sum of those differences.
+    pub total_drift: f64,
+}
+
+impl Audit {
+    pub(crate) fn add(&mut self, agrees: bool, drift: f64) {
+        let agreeing = usize::from(agrees);
+        self.merge(&Self { positions: 1, agreeing, max_drift: drift, total_drift: drift });
+    }
+
+    /// Adds another's predictions.
+    pub fn merge(&mut self, other: &Self) {
+        self.positions += other.positions;
+        self.agreeing += other.agreeing;
+        self.max_drift = self.max_drift.max(other.max_drift);
+        self.total_drift += other.total_drift;
+    }
+
+    /// Share of predictions that agree.
+    #[must_use]
+    pub fn agreement(&self) -> f64 {
+        self.agreeing as f64 / self.positions.max(1) as f64
+    }
+
+    /// Mean difference of probabilities.
+    #[must_use]
+    pub fn mean_drift(&self) -> f64 {
+        self.total_drift / self.positions.max(1) as f64
+    }
+}
+
+/// One forward pass that changed something, or was audited; positions count from the first
+/// generated one.
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct TraceStep {
     /// Number of the pass, from 1.
     pub step: usize,
@@ -47,6 +111,63 @@ pub struct TraceStep {
     pub committed: Vec<(usize, u32)>,
     /// Positions opened again.
     pub remasked: Vec<usize>,
+    /// Comparison with the exact pass, if audited.
+    pub audit: Option<Audit>,
+}
+
+/// What happened to a position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// Still open; this is its most probable token.
+    Tentative,
+    /// It got this token.
+    Committed,
+    /// It is open again.
+    Remasked,
+}
+
+/// A changed position, counted from the first generated one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Change {
+    /// The position.
+    pub position: usize,
+    /// Its token, unless it was opened again.
+    pub id: Option<u32>,
+    /// The token's probability.
+    pub confidence: f64,
+    /// What happened.
+    pub kind: ChangeKind,
+}
+
+/// How likely a given text is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PromptScores {
+    /// Token by token, from the second on: nothing comes before the first.
+    Tokens(Vec<SettledToken>),
+    /// An estimate for the answer as a whole.
+    Likelihood(Likelihood),
+}
+
+/// A Monte-Carlo estimate of a bound of the log-likelihood, in nats.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Likelihood {
+    /// The estimate.
+    pub total: f64,
+    /// Its standard error; NaN of a single sample.
+    pub standard_error: f64,
+    /// What it is the mean of.
+    pub samples: Vec<LikelihoodSample>,
+}
+
+/// One subset of masked positions, counted from the answer's first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LikelihoodSample {
+    /// The positions.
+    pub masked: Vec<usize>,
+    /// Negative log-probabilities of their tokens.
+    pub token_nll: Vec<f64>,
+    /// Their sum divided by the masked share of the answer.
+    pub loss: f64,
 }
 
 /// Turns settled tokens into text deltas and looks for stop strings in them.

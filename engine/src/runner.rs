@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use dfastllm_models::ops::{Guidance, RowParams, RowScore, score_rows, select_rows};
 use dfastllm_models::{
-    Alignment, KvPool, LanguageModel, PAGE_SIZE, RaggedRows, RowsError, SpanRequest, run_on,
-    unobserved,
+    Alignment, KvPool, LanguageModel, PAGE_SIZE, RaggedRows, RowsError, SpanRequest, Tensor,
+    run_on, unobserved,
 };
 
-use crate::plan::{SpanPlan, StepPlan, Want};
+use crate::plan::{SpanPlan, StepPlan, Want, Which};
 use crate::scheduler::PageCopy;
 
 /// One request's share of a step and its block table.
@@ -27,30 +27,33 @@ pub(crate) struct Computed {
     pub(crate) scoring: Duration,
 }
 
-/// The model with its key/value pool.
+/// Rows the head computes at once: a row of logits is as long as the vocabulary.
+const HEAD_ROWS: usize = 512;
+
+/// A model with its key/value pool.
+pub(crate) struct Seat {
+    pub(crate) model: Box<dyn LanguageModel>,
+    pub(crate) pool: KvPool,
+}
+
+/// The models, by what plans call them.
 pub(crate) struct Runner {
-    model: Box<dyn LanguageModel>,
-    pool: KvPool,
+    main: Seat,
+    verifier: Option<Seat>,
 }
 
 impl Runner {
-    pub(crate) fn new(model: Box<dyn LanguageModel>, pool: KvPool) -> Self {
-        Self { model, pool }
+    pub(crate) fn new(main: Seat, verifier: Option<Seat>) -> Self {
+        Self { main, verifier }
     }
 
-    /// Whether a short pass gives logits that say something: finite and not all alike. A device
-    /// whose kernels fail to compile may go on with zeros instead of an error.
+    /// Whether a short pass gives logits that say something.
     pub(crate) fn makes_sense(&mut self) -> bool {
-        let last = (self.model.shape().vocab as u32).saturating_sub(1);
-        let tokens = [0, 1, 2].map(|token| last.min(token));
-        let Ok(rows) = RaggedRows::single(&tokens, self.model.attend()) else { return false };
-        let hidden = self.model.forward(&rows, &mut self.pool, &mut unobserved);
-        let params: Vec<RowParams> = (0..rows.len()).map(RowParams::greedy).collect();
-        let flat = (self.model.shape().vocab as f64).ln() - 1e-9;
-        score_rows(self.model.logits(hidden), &params).iter().all(|s| s.finite && s.entropy < flat)
+        std::iter::once(&mut self.main).chain(&mut self.verifier).all(Seat::makes_sense)
     }
 
-    /// Makes the copies, then runs one pass over all plans. `alive` is called as layers pass.
+    /// Makes the copies, then runs one pass of each model over the plans for it. `alive` is called
+    /// as layers pass.
     ///
     /// # Errors
     /// When a plan contradicts itself, which is a bug of its maker.
@@ -60,21 +63,75 @@ impl Runner {
         planned: &[Planned<'_>],
         alive: &(dyn Fn() + Sync),
     ) -> Result<Computed, RowsError> {
-        run_on(&self.pool.device().clone(), || self.compute(copies, planned, alive))
+        let device = self.main.pool.device().clone();
+        run_on(&device, || {
+            for &PageCopy { from, to } in copies {
+                self.main.pool.copy_page(from, to);
+            }
+            self.compute(planned, alive)
+        })
     }
 
     fn compute(
         &mut self,
-        copies: &[PageCopy],
         planned: &[Planned<'_>],
         alive: &dyn Fn(),
     ) -> Result<Computed, RowsError> {
-        let begun = Instant::now();
-        for &PageCopy { from, to } in copies {
-            self.pool.copy_page(from, to);
+        let mut computed = Computed {
+            scores: vec![Vec::new(); planned.len()],
+            model: Duration::ZERO,
+            scoring: Duration::ZERO,
+        };
+        let seats =
+            [(Which::Main, Some(&mut self.main)), (Which::Verifier, self.verifier.as_mut())];
+        for (which, seat) in seats {
+            let chosen: Vec<usize> =
+                (0..planned.len()).filter(|&i| planned[i].plan.model == which).collect();
+            if chosen.is_empty() {
+                continue;
+            }
+            let Some(seat) = seat else {
+                return Err(RowsError::Length { tokens: 0, positions: 0 });
+            };
+            let plans: Vec<&Planned<'_>> = chosen.iter().map(|&i| &planned[i]).collect();
+            let of_seat = seat.compute(&plans, alive)?;
+            computed.model += of_seat.model;
+            computed.scoring += of_seat.scoring;
+            for (index, scores) in chosen.into_iter().zip(of_seat.scores) {
+                computed.scores[index] = scores;
+            }
         }
+        Ok(computed)
+    }
+}
+
+/// A row whose logits are wanted, with the row that guides it.
+struct Scored {
+    rows: Vec<usize>,
+    params: RowParams,
+}
+
+impl Seat {
+    /// Finite and not all alike: a device whose kernels fail to compile may go on with zeros
+    /// instead of an error.
+    fn makes_sense(&mut self) -> bool {
+        let last = (self.model.shape().vocab as u32).saturating_sub(1);
+        let tokens = [0, 1, 2].map(|token| last.min(token));
+        let Ok(rows) = RaggedRows::single(&tokens, self.model.attend()) else { return false };
+        let hidden = self.model.forward(&rows, &mut self.pool, &mut unobserved);
+        let params: Vec<RowParams> = (0..rows.len()).map(RowParams::greedy).collect();
+        let flat = (self.model.shape().vocab as f64).ln() - 1e-9;
+        score_rows(self.model.logits(hidden), &params).iter().all(|s| s.finite && s.entropy < flat)
+    }
+
+    fn compute(
+        &mut self,
+        planned: &[&Planned<'_>],
+        alive: &dyn Fn(),
+    ) -> Result<Computed, RowsError> {
+        let begun = Instant::now();
         let (mut tokens, mut positions, mut spans) = (Vec::new(), Vec::new(), Vec::new());
-        let (mut scored_rows, mut params) = (Vec::new(), Vec::new());
+        let (mut scored, mut unused) = (Vec::new(), Vec::new());
         for Planned { plan, pages } in planned {
             let first_rows: Vec<usize> = plan
                 .spans
@@ -83,56 +140,75 @@ impl Runner {
                     let first = tokens.len();
                     spans.push(span_request(span, first, pages));
                     tokens.extend(&span.tokens);
-                    let start = span.first_position;
-                    positions.extend(start..start + span.tokens.len());
+                    positions.extend(&span.positions);
                     first
                 })
                 .collect();
-            for want in &plan.wants {
-                params.push(self.row_params(plan, want, &first_rows, &mut scored_rows));
+            let rows_of_plan = first_rows.first().copied().unwrap_or(0)..tokens.len();
+            let first = scored.len();
+            scored.extend(plan.wants.iter().map(|want| self.scored(plan, want, &first_rows)));
+            if plan.every_head_row {
+                let is_used = |row: &usize| scored[first..].iter().any(|s| s.rows.contains(row));
+                unused.extend(rows_of_plan.filter(|row| !is_used(row)));
             }
         }
         let rows = RaggedRows::new(tokens, positions, spans, PAGE_SIZE)?;
         let hidden = self.model.forward(&rows, &mut self.pool, &mut |_, _| alive());
         let (mut scores, mut model) = (Vec::new(), begun.elapsed());
-        if !scored_rows.is_empty() {
-            let logits = self.model.logits(select_rows(hidden, &scored_rows));
-            model = begun.elapsed();
-            scores = score_rows(logits, &params);
+        let mut scoring = Duration::ZERO;
+        for chunk in scored.chunks(HEAD_ROWS / 2) {
+            let (from, rows) = (Instant::now(), chunk.iter().flat_map(|s| s.rows.iter().copied()));
+            let logits = self.logits(&hidden, &rows.collect::<Vec<usize>>());
+            model += from.elapsed();
+            let from = Instant::now();
+            scores.extend(score_rows(logits, &params(chunk)));
+            scoring += from.elapsed();
         }
-        let scoring = begun.elapsed() - model;
+        let from = Instant::now();
+        for chunk in unused.chunks(HEAD_ROWS) {
+            self.logits(&hidden, chunk);
+        }
+        model += from.elapsed();
         let mut rest = scores.into_iter();
         let scores =
             planned.iter().map(|p| rest.by_ref().take(p.plan.wants.len()).collect()).collect();
         Ok(Computed { scores, model, scoring })
     }
 
-    /// Notes the rows whose logits a want needs, and where they will be among the scored ones.
-    fn row_params(
-        &self,
-        plan: &StepPlan,
-        want: &Want,
-        first_rows: &[usize],
-        scored_rows: &mut Vec<usize>,
-    ) -> RowParams {
-        let mut note = |span: usize| {
-            scored_rows.push(first_rows[span] + self.row_of(&plan.spans[span], want.position));
-            scored_rows.len() - 1
-        };
-        let row = note(0);
-        let guidance = want.guidance_scale.map(|scale| Guidance { row: note(1), scale });
-        RowParams { row, guidance, ..want.params.clone() }
+    fn logits(&self, hidden: &Tensor<2>, rows: &[usize]) -> Tensor<2> {
+        self.model.logits(select_rows(hidden.clone(), rows))
     }
 
-    /// The row of a span whose logits predict a position. Position 0 has no row before it and
-    /// keeps its own.
+    /// The rows a want needs.
+    fn scored(&self, plan: &StepPlan, want: &Want, first_rows: &[usize]) -> Scored {
+        let row = |span: usize| first_rows[span] + self.row_of(&plan.spans[span], want.position);
+        let rows = std::iter::once(want.span).chain(want.guidance.map(|(span, _)| span)).map(row);
+        let guidance = want.guidance.map(|(_, scale)| Guidance { row: 1, scale });
+        Scored { rows: rows.collect(), params: RowParams { guidance, ..want.params.clone() } }
+    }
+
+    /// The row of a span whose logits predict a position. Where the row before a position is not
+    /// computed, the position keeps its own: position 0 has none before it.
     fn row_of(&self, span: &SpanPlan, position: usize) -> usize {
         let source = match self.model.alignment() {
             Alignment::Same => position,
             Alignment::Next => position.saturating_sub(1),
         };
-        source.saturating_sub(span.first_position).min(span.tokens.len().saturating_sub(1))
+        let last = span.positions.len().saturating_sub(1);
+        span.positions.partition_point(|&p| p < source).min(last)
     }
+}
+
+/// The parameters of wants whose rows come one after the other.
+fn params(scored: &[Scored]) -> Vec<RowParams> {
+    let mut first = 0;
+    let params = |s: &Scored| {
+        let row = first;
+        first += s.rows.len();
+        let guidance = s.params.guidance.map(|g| Guidance { row: row + g.row, ..g });
+        RowParams { row, guidance, ..s.params.clone() }
+    };
+    scored.iter().map(params).collect()
 }
 
 fn span_request(span: &SpanPlan, first_row: usize, pages: &[u32]) -> SpanRequest {
@@ -140,7 +216,7 @@ fn span_request(span: &SpanPlan, first_row: usize, pages: &[u32]) -> SpanRequest
         rows: first_row..first_row + span.tokens.len(),
         attend: span.attend,
         write: span.write,
-        visible: vec![0..span.cached],
-        pages: pages.to_vec(),
+        visible: vec![span.visible.clone()],
+        pages: pages.get(span.first_page..).unwrap_or_default().to_vec(),
     }
 }

@@ -14,8 +14,8 @@ const MAX_OVERTAKEN: u32 = 64;
 /// What a waiting request needs to run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Demand<'a> {
-    /// A seat: it keeps no keys and values.
-    Seat,
+    /// This many pages that nobody shares, from start to end.
+    Own(usize),
     /// Pages for these tokens, read left to right; those of others with the same beginning do.
     Causal(&'a [u32]),
     /// The pages of another running request up to `positions`.
@@ -58,6 +58,8 @@ struct Entry {
     table: Vec<u32>,
     /// Pages at the beginning of the table that are known, and the serial of the last.
     published: (usize, Serial),
+    /// Whether its pages hold what cannot be computed again: it keeps them to its end.
+    is_pinned: bool,
     /// The step that last served it.
     served: u64,
 }
@@ -100,7 +102,9 @@ impl Scheduler {
     /// Adds a request behind those of its priority.
     pub(crate) fn enqueue(&mut self, id: u64, priority: i64) {
         let (table, published) = (Vec::new(), Default::default());
-        self.wait(Entry { id, priority, overtaken: 0, table, published, served: 0 });
+        let entry =
+            Entry { id, priority, overtaken: 0, table, published, is_pinned: false, served: 0 };
+        self.wait(entry);
     }
 
     fn wait(&mut self, entry: Entry) {
@@ -117,20 +121,28 @@ impl Scheduler {
                 demand => Some((at, demand)),
             });
             let Some((at, demand)) = next else { break };
+            let is_pinned = matches!(demand, Demand::Own(_));
             let Some((table, published, cached)) = self.pages_for(demand) else { break };
             let Some(entry) = self.waiting.remove(at) else { break };
             admitted.push(Admitted { id: entry.id, cached });
             self.count_overtaken(entry.id);
-            self.running.push(Entry { table, published, ..entry });
+            self.running.push(Entry { table, published, is_pinned, ..entry });
         }
         admitted
     }
 
     /// A block table for a demand, what of it is known, and how many positions it holds already.
     fn pages_for(&mut self, demand: Demand<'_>) -> Option<(Vec<u32>, (usize, Serial), usize)> {
-        let spare = self.running.iter().filter(|e| !e.table.is_empty()).count();
+        let spare = self.running.iter().filter(|e| !e.is_pinned).count();
         let tokens = match demand {
-            Demand::Seat | Demand::Wait => return Some(Default::default()),
+            Demand::Wait => return Some(Default::default()),
+            Demand::Own(count) => {
+                if count + spare > self.pages.available() && count > 0 {
+                    return None;
+                }
+                let table = (0..count).filter_map(|_| self.pages.take()).collect();
+                return Some((table, Default::default(), 0));
+            }
             Demand::Fork { of, positions } => {
                 let leader = self.running.iter().find(|e| e.id == of)?;
                 let count = Pages::needed(positions).min(leader.table.len());
@@ -196,7 +208,8 @@ impl Scheduler {
 
     /// Makes the last running request that has pages wait again, without them.
     pub(crate) fn preempt_last(&mut self) -> Option<u64> {
-        let with_pages = self.running.iter().enumerate().filter(|(_, e)| !e.table.is_empty());
+        let with_pages =
+            self.running.iter().enumerate().filter(|(_, e)| !e.table.is_empty() && !e.is_pinned);
         let (at, _) = with_pages.max_by_key(|(_, e)| e.order())?;
         let mut entry = self.running.swap_remove(at);
         self.pages.release(&std::mem::take(&mut entry.table));
@@ -318,11 +331,11 @@ mod tests {
     #[test]
     fn priority_then_arrival_but_nobody_is_overtaken_for_ever() {
         let mut s = scheduler(4, 0, &[0, -1, 0, -1]);
-        assert_eq!(ids(&s.admit(|_| Demand::Seat)), [2, 4, 1, 3]);
+        assert_eq!(ids(&s.admit(|_| Demand::Own(0))), [2, 4, 1, 3]);
         let mut s = scheduler(1, 0, &[0]);
         for id in 2..=100 {
             s.enqueue(id, -1);
-            let first = s.admit(|_| Demand::Seat)[0].id;
+            let first = s.admit(|_| Demand::Own(0))[0].id;
             if first == 1 {
                 assert_eq!(id, u64::from(MAX_OVERTAKEN) + 2);
                 return;
@@ -335,7 +348,7 @@ mod tests {
     #[test]
     fn whoever_was_served_longest_ago_is_first_and_decoding_before_reading() {
         let mut s = scheduler(9, 0, &[0, 0, 0]);
-        s.admit(|_| Demand::Seat);
+        s.admit(|_| Demand::Own(0));
         s.served([1].into_iter());
         s.served([3].into_iter());
         assert_eq!(s.order(|_| true), [2, 1, 3]);
@@ -360,6 +373,18 @@ mod tests {
         assert_eq!(s.take_copies(), [copy]);
         s.reserve(1, 99..101).unwrap();
         assert_eq!(s.take_copies(), [], "the page is its own again");
+    }
+
+    #[test]
+    fn pages_of_its_own_are_there_from_the_start_and_never_taken_away() {
+        let mut s = scheduler(9, 6, &[0, 0, 0]);
+        let demand = |id| if id == 3 { Demand::Causal(&TOKENS[..10]) } else { Demand::Own(3) };
+        assert_eq!(ids(&s.admit(demand)), [1, 2], "3 waits for a page");
+        assert_eq!((s.pages_of(1).len(), s.pages().available()), (3, 0));
+        assert_eq!(s.preempt_last(), None);
+        s.remove(1);
+        assert_eq!(ids(&s.admit(demand)), [3]);
+        assert_eq!(s.preempt_last(), Some(3));
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use dfastllm_models::PAGE_SIZE;
 use dfastllm_models::ops::RowScore;
+use dfastllm_models::{Alignment, PAGE_SIZE};
 use proptest::prelude::*;
 
 use crate::batch::{Batch, Step};
@@ -69,13 +69,13 @@ impl ScriptedDevice {
         // As on a device: all rows are written before any is read.
         for (id, plan) in &step.plans {
             let (pages, span) = (batch.pages_of(*id), &plan.spans[0]);
-            let mut text = match span.first_position {
+            let mut text = match span.positions[0] {
                 0 => 0,
                 first => self.slots[&slot(pages, first - 1)].0,
             };
             for (i, &token) in span.tokens.iter().enumerate() {
                 text = extend(text, token);
-                self.slots.insert(slot(pages, span.first_position + i), (text, token));
+                self.slots.insert(slot(pages, span.positions[i]), (text, token));
             }
         }
         let read = |(id, plan): &(u64, StepPlan)| self.read(batch.pages_of(*id), plan);
@@ -86,7 +86,7 @@ impl ScriptedDevice {
     fn read(&self, pages: &[u32], plan: &StepPlan) -> Vec<RowScore> {
         let span = &plan.spans[0];
         let mut text = 0;
-        let texts: Vec<(Text, u32)> = (0..span.first_position + span.tokens.len())
+        let texts: Vec<(Text, u32)> = (0..span.positions[0] + span.tokens.len())
             .map(|position| {
                 let (stored, token) = self.slots[&slot(pages, position)];
                 text = extend(text, token);
@@ -111,6 +111,10 @@ fn scored(id: u32) -> RowScore {
         logprob: 0.0,
         finite: true,
         top: Vec::new(),
+        mass: 0.0,
+        divergence: None,
+        earned: None,
+        row: None,
     }
 }
 
@@ -166,6 +170,7 @@ impl Client {
             match event {
                 Event::Settled { tokens, .. } => self.tokens.extend(tokens.iter().map(|t| t.id)),
                 Event::Finished { .. } => self.ended = Some(Ok(())),
+                Event::Scored(_) => panic!("nobody asked for scores"),
                 Event::Failed(error) => self.ended = Some(Err(error)),
             }
         }
@@ -198,6 +203,8 @@ fn submit(batch: &mut Batch, stats: &EngineStats, arrival: &Arrival, id: u64) ->
         end_ids: vec![END],
         mask_id: None,
         reference: None,
+        alignment: Alignment::Next,
+        has_verifier: false,
     };
     let choices = 0..arrival.choices as u64;
     let client = |choice: u64| {

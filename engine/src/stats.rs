@@ -51,6 +51,12 @@ totals! {
     sequences,
     /// Token rows fed.
     rows,
+    /// Rows the head was computed for.
+    head_rows,
+    /// Predictions compared with exact ones.
+    audited_positions,
+    /// Those with the same most probable token.
+    audited_agreeing,
     /// Passes of denoising requests, counted per request.
     denoising_passes,
     /// Canvas positions those passes read.

@@ -17,10 +17,11 @@ use crate::registry::family_of;
 use crate::weights::Weights;
 
 /// Shapes by name, as `config.json` files.
-const SHAPES: [(&str, &str); 5] = [
+const SHAPES: [(&str, &str); 6] = [
     ("phi-350m", include_str!("../shapes/phi-350m.json")),
     ("phi-2", include_str!("../shapes/phi-2.json")),
     ("llada-350m", include_str!("../shapes/llada-350m.json")),
+    ("llada-1b", include_str!("../shapes/llada-1b.json")),
     ("llada-8b", include_str!("../shapes/llada-8b.json")),
     ("dream-7b", include_str!("../shapes/dream-7b.json")),
 ];
@@ -181,6 +182,7 @@ mod tests {
                 "phi-350m" => 356_794_368,
                 "phi-2" => 2_779_683_840,
                 "llada-350m" => 464_552_960,
+                "llada-1b" => 1_077_208_832,
                 "llada-8b" => 8_015_581_184,
                 _ => 7_615_616_512,
             };

@@ -65,6 +65,13 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// Whether both turn every text into the same ids.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        let written = |tokenizer: &Self| tokenizer.inner.to_string(false).ok();
+        written(self).is_some() && written(self) == written(other)
+    }
+
     /// Ids of a text. Special tokens spelled out in the text become their ids.
     ///
     /// # Errors

@@ -2,11 +2,12 @@
 
 use std::time::Instant;
 
-use dfastllm_engine::{RequestParams, Sampling};
+use dfastllm_engine::{PenaltyScales, RequestParams, Sampling, Task};
 use rand::TryRng;
 use serde_json::{Map, Value};
 
 use crate::diffusion::{DiffusionFields, collect_aliases};
+use crate::infill::{Infill, parse_infill};
 use crate::openai::types::Common;
 use crate::{ApiError, ServedModel};
 
@@ -50,6 +51,12 @@ pub(crate) struct AnswerOptions {
     pub(crate) skip_special_tokens: bool,
     pub(crate) return_token_ids: bool,
     pub(crate) trace: bool,
+    /// Most probable tokens to report with each token, if log-probabilities are wanted.
+    pub(crate) logprobs: Option<usize>,
+    /// Whether log-probabilities are those of the pass that committed the token.
+    pub(crate) at_commit: bool,
+    /// Texts between the gaps of an infilled text.
+    pub(crate) between: Vec<String>,
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
     pub(crate) continuous_usage: bool,
@@ -69,7 +76,7 @@ pub(crate) fn check_model(model: Option<&str>, served: &ServedModel) -> Result<(
 /// Settles a request's options. The prompt is filled in later, one per choice.
 pub(crate) fn convert(
     mut common: Common,
-    max_tokens: Option<Value>,
+    (max_tokens, suffix): (Option<Value>, Option<String>),
     longest_prompt: usize,
     endpoint: Endpoint,
     served: &ServedModel,
@@ -81,32 +88,74 @@ pub(crate) fn convert(
     }
     let fields = DiffusionFields::new(given)?;
     refuse_rest(&common.rest)?;
-    let max_tokens = max_tokens_of(&common, max_tokens, &fields)?;
-    let max_tokens = max_tokens.unwrap_or_else(|| default_tokens(endpoint, longest_prompt, served));
+    let infill = infill(suffix, &fields, served)?;
+    let task = fields.likelihood()?.unwrap_or_default();
+    let max_tokens = match max_tokens_of(&common, max_tokens, &fields)? {
+        _ if task != Task::Generate => 0,
+        Some(tokens) => tokens,
+        None => infill.open().unwrap_or_else(|| default_tokens(endpoint, longest_prompt, served)),
+    };
     let decoding = match served.limits.reference {
         Some(published) => Some(fields.config(served.preset, published, max_tokens)?),
         None => None,
     };
-    let trace = fields.trace()?;
+    let flag = |name| Ok::<bool, ApiError>(fields.flag(name)?.unwrap_or(false));
+    let options = answer_options(&common, flag("trace")?, endpoint, (&infill, served))?;
+    let progress = flag("progress")?;
+    if progress && !options.stream {
+        let message = "progress is told while the answer is made; it needs stream";
+        return Err(ApiError::invalid("diffusion.progress", message));
+    }
     let params = RequestParams {
         prompt: Vec::new(),
         max_tokens,
         min_tokens: whole("min_tokens", common.min_tokens.as_ref())?.unwrap_or(0),
         ignore_eos: common.ignore_eos.unwrap_or(false),
         stop_token_ids: stop_token_ids(&common)?,
-        sampling: sampling(&common, served)?,
+        sampling: sampling(&common, options.logprobs.unwrap_or(0), served)?,
         decoding,
         seed: seed(&common, served)?,
         priority: common.priority.unwrap_or(0),
         arrival: Instant::now(),
         timeout: served.request_timeout,
         max_draft: served.speculative_tokens,
-        trace,
+        trace: options.trace,
+        progress,
+        audit: served.audit,
+        task,
+        infill: infill.parts(max_tokens),
     };
-    Ok((params, answer_options(&common, trace)?))
+    Ok((params, options))
 }
 
-fn answer_options(common: &Common, trace: bool) -> Result<AnswerOptions, ApiError> {
+/// The text behind the gap, or several gaps with texts between them.
+fn infill(
+    suffix: Option<String>,
+    fields: &DiffusionFields,
+    served: &ServedModel,
+) -> Result<Infill, ApiError> {
+    let suffix = suffix.filter(|text| !text.is_empty());
+    match (suffix, fields.infill()) {
+        (Some(_), Some(_)) => {
+            let message = "suffix is one gap's text, diffusion.infill has its own";
+            Err(ApiError::invalid("suffix", message))
+        }
+        (Some(_), None) if served.limits.mask_id.is_none() => {
+            let message = "this model writes from left to right; it cannot fill gaps";
+            Err(ApiError::unsupported("suffix", message.to_owned()))
+        }
+        (Some(text), None) => Infill::suffix(&text, &served.tokenizer),
+        (None, Some(parts)) => parse_infill(parts, &served.tokenizer),
+        (None, None) => Ok(Infill::default()),
+    }
+}
+
+fn answer_options(
+    common: &Common,
+    trace: bool,
+    endpoint: Endpoint,
+    (infill, served): (&Infill, &ServedModel),
+) -> Result<AnswerOptions, ApiError> {
     let n = match &common.n {
         None | Some(Value::Null) => 1,
         Some(value) => match value.as_u64() {
@@ -121,10 +170,32 @@ fn answer_options(common: &Common, trace: bool) -> Result<AnswerOptions, ApiErro
         skip_special_tokens: common.skip_special_tokens.unwrap_or(true),
         return_token_ids: common.return_token_ids.unwrap_or(false),
         trace,
+        logprobs: logprobs(common, endpoint)?,
+        at_commit: served.limits.mask_id.is_some(),
+        between: infill.between().to_vec(),
         stream: common.stream.unwrap_or(false),
         include_usage: stream_options.include_usage.unwrap_or(false),
         continuous_usage: stream_options.continuous_usage_stats.unwrap_or(false),
     })
+}
+
+/// Completions ask by a number, chats by a switch and a number.
+fn logprobs(common: &Common, endpoint: Endpoint) -> Result<Option<usize>, ApiError> {
+    let asked = common.logprobs.as_ref().filter(|v| !v.is_null());
+    let top = whole("top_logprobs", common.top_logprobs.as_ref())?;
+    let number = match (endpoint, asked) {
+        (_, None | Some(Value::Bool(false))) => {
+            if top.is_some_and(|n| n > 0) {
+                let message = "top_logprobs needs logprobs";
+                return Err(ApiError::invalid("top_logprobs", message));
+            }
+            return Ok(None);
+        }
+        (Endpoint::Chat, Some(Value::Bool(true))) => top.unwrap_or(0),
+        (Endpoint::Chat, Some(other)) => return Err(wrong("logprobs", other, "true or false")),
+        (Endpoint::Completions, other) => whole("logprobs", other)?.unwrap_or(0),
+    };
+    Ok(Some(number))
 }
 
 /// Refuses diffusion settings of a request to an autoregressive model.
@@ -154,11 +225,8 @@ fn refuse_rest(rest: &Map<String, Value>) -> Result<(), ApiError> {
 
 fn asks_for_nothing(name: &str, value: &Value) -> bool {
     match name {
-        "presence_penalty" | "frequency_penalty" => value.as_f64() == Some(0.0),
-        "repetition_penalty" => value.as_f64() == Some(1.0),
         "best_of" => value.as_u64() == Some(1),
-        "echo" | "logprobs" => *value == Value::Bool(false),
-        "top_logprobs" => value.as_u64() == Some(0),
+        "echo" => *value == Value::Bool(false),
         "suffix" => value.as_str() == Some(""),
         "tools" | "functions" => value.as_array().is_some_and(Vec::is_empty),
         "tool_choice" | "function_call" => value.as_str() == Some("none"),
@@ -200,7 +268,11 @@ fn default_tokens(endpoint: Endpoint, prompt: usize, served: &ServedModel) -> us
     }
 }
 
-fn sampling(common: &Common, served: &ServedModel) -> Result<Sampling, ApiError> {
+fn sampling(
+    common: &Common,
+    top_logprobs: usize,
+    served: &ServedModel,
+) -> Result<Sampling, ApiError> {
     let defaults = &served.generation;
     let neutral = if served.limits.mask_id.is_some() { 0.0 } else { 1.0 };
     let top_k = match &common.top_k {
@@ -218,7 +290,12 @@ fn sampling(common: &Common, served: &ServedModel) -> Result<Sampling, ApiError>
         top_p: common.top_p.or(defaults.top_p).filter(|&p| p != 1.0),
         min_p: common.min_p.filter(|&p| p != 0.0),
         logit_bias,
-        top_logprobs: 0,
+        penalties: PenaltyScales {
+            presence: common.presence_penalty.unwrap_or(0.0),
+            frequency: common.frequency_penalty.unwrap_or(0.0),
+            repetition: common.repetition_penalty.unwrap_or(1.0),
+        },
+        top_logprobs,
     })
 }
 

@@ -4,8 +4,8 @@ use std::pin::Pin;
 use std::time::Instant;
 
 use dfastllm_engine::{
-    EngineError, Event, FinishReason, GenerationRequest, RequestParams, Running, TextAssembler,
-    TraceStep, Usage,
+    Change, EngineError, Event, FinishReason, GenerationRequest, PromptScores, RequestParams,
+    Running, SettledToken, TextAssembler, TraceStep, Usage,
 };
 use dfastllm_models::{SpecialTokens, Tokenizer};
 use futures_util::stream::{AbortHandle, SelectAll, Stream, StreamExt, abortable};
@@ -22,8 +22,10 @@ pub(crate) struct Update {
     pub(crate) index: usize,
     /// New text.
     pub(crate) text: String,
-    /// New token ids, the end token included.
-    pub(crate) token_ids: Vec<u32>,
+    /// New tokens, the end token included.
+    pub(crate) tokens: Vec<SettledToken>,
+    /// Positions that changed, for someone who watches.
+    pub(crate) changes: Vec<Change>,
     /// Why it ended, if it did.
     pub(crate) finish: Option<FinishReason>,
 }
@@ -41,6 +43,9 @@ pub(crate) struct Choices {
 
 struct Choice {
     assembler: TextAssembler,
+    /// Assemblers of the gaps to come, each with the text before its gap.
+    later: std::vec::IntoIter<(String, TextAssembler)>,
+    gap: usize,
     usage: Usage,
     trace: Vec<TraceStep>,
     arrival: Instant,
@@ -86,8 +91,9 @@ impl Choices {
         for (prompt, requests) in prompts.iter().zip(requests) {
             for running in served.engine.submit_choices(requests)? {
                 cancels.push(running.cancel.clone());
-                let assembler = assembler(&served.tokenizer, options);
-                this.add(running, prompt.len(), params.arrival, assembler);
+                let new = || assembler(&served.tokenizer, options);
+                let later = options.between.iter().map(|text| (text.clone(), new())).collect();
+                this.add(running, prompt.len(), params.arrival, (new(), later));
             }
         }
         this.open = this.choices.len();
@@ -100,7 +106,7 @@ impl Choices {
         Running { events, .. }: Running,
         prompt_tokens: usize,
         arrival: Instant,
-        assembler: TextAssembler,
+        (assembler, later): (TextAssembler, Vec<(String, TextAssembler)>),
     ) {
         let index = self.choices.len();
         let stream = events.into_stream().map(move |event| (index, event));
@@ -109,6 +115,8 @@ impl Choices {
         self.events.push(Box::pin(stream) as Events);
         self.choices.push(Choice {
             assembler,
+            later: later.into_iter(),
+            gap: 0,
             usage: Usage { prompt_tokens, ..Usage::default() },
             trace: Vec::new(),
             arrival,
@@ -145,13 +153,15 @@ impl Choices {
 
     /// What all choices took; a prompt counts once however many choices it has.
     pub(crate) fn usage(&self, n: usize) -> Usage {
-        let prompts = || self.choices.iter().step_by(n.max(1));
-        Usage {
-            prompt_tokens: prompts().map(|c| c.usage.prompt_tokens).sum(),
-            cached_tokens: prompts().map(|c| c.usage.cached_tokens).sum(),
-            completion_tokens: self.choices.iter().map(|c| c.usage.completion_tokens).sum(),
-            forwards: self.choices.iter().map(|c| c.usage.forwards).sum(),
+        let mut total = Usage::default();
+        for (index, choice) in self.choices.iter().enumerate() {
+            let mut usage = choice.usage;
+            if !index.is_multiple_of(n.max(1)) {
+                (usage.prompt_tokens, usage.cached_tokens) = (0, 0);
+            }
+            total.merge(&usage);
         }
+        total
     }
 
     /// Commits of a finished choice, step by step.
@@ -185,15 +195,23 @@ impl Drop for Choices {
 
 impl Choice {
     fn take(&mut self, index: usize, event: Event) -> Result<Update, EngineError> {
-        let mut update = Update { index, text: String::new(), token_ids: Vec::new(), finish: None };
+        let mut update = Update {
+            index,
+            text: String::new(),
+            tokens: Vec::new(),
+            changes: Vec::new(),
+            finish: None,
+        };
         match event {
-            Event::Settled { tokens, usage, trace } => {
+            Event::Settled { tokens, changes, usage, trace } => {
                 self.trace.extend(trace);
-                self.first_token.get_or_insert_with(Instant::now);
+                update.changes = changes;
                 self.usage = Usage { completion_tokens: self.usage.completion_tokens, ..usage };
-                for token in &tokens {
-                    update.text.push_str(&self.assembler.push(token));
-                    update.token_ids.push(token.id);
+                for token in tokens {
+                    self.first_token.get_or_insert_with(Instant::now);
+                    self.enter(token.gap, &mut update.text);
+                    update.text.push_str(&self.assembler.push(&token));
+                    update.tokens.push(token);
                     self.usage.completion_tokens += 1;
                     if self.assembler.is_stopped() {
                         update.finish = Some(FinishReason::Stop);
@@ -201,8 +219,12 @@ impl Choice {
                     }
                 }
             }
+            // Asked for by `score` only.
+            Event::Scored(_) => {}
             Event::Finished { reason, usage, trace } => {
-                update.text = self.assembler.finish();
+                let last = self.gap + self.later.len();
+                self.enter(last, &mut update.text);
+                update.text.push_str(&self.assembler.finish());
                 // A stop string may be complete only with the characters that were held back.
                 let stopped = self.assembler.is_stopped();
                 update.finish = Some(if stopped { FinishReason::Stop } else { reason });
@@ -212,6 +234,18 @@ impl Choice {
             Event::Failed(error) => return Err(error),
         }
         Ok(update)
+    }
+
+    /// Ends the texts of gaps before this one, each with the text that follows it.
+    fn enter(&mut self, gap: usize, text: &mut String) {
+        while self.gap < gap
+            && let Some((between, next)) = self.later.next()
+        {
+            text.push_str(&self.assembler.finish());
+            text.push_str(&between);
+            self.assembler = next;
+            self.gap += 1;
+        }
     }
 
     fn end(&mut self, state: &AppState, outcome: Outcome) {
@@ -224,6 +258,28 @@ impl Choice {
             first_token: self.first_token.map(|at| at - self.arrival),
         };
         state.metrics().ended(outcome, self.usage, times);
+    }
+}
+
+/// Runs a request that only scores its prompt.
+///
+/// # Errors
+/// The engine's, or that the request cannot be made.
+pub(crate) async fn score(
+    served: &ServedModel,
+    params: RequestParams,
+) -> Result<(PromptScores, Usage), ApiError> {
+    let request = GenerationRequest::new(params, &served.limits)?;
+    let running = served.engine.submit(request)?;
+    let mut scores = PromptScores::Tokens(Vec::new());
+    loop {
+        match running.events.recv_async().await {
+            Ok(Event::Scored(found)) => scores = found,
+            Ok(Event::Finished { usage, .. }) => return Ok((scores, usage)),
+            Ok(Event::Failed(error)) => return Err(error.into()),
+            Ok(Event::Settled { .. }) => {}
+            Err(_) => return Err(EngineError::Stopped.into()),
+        }
     }
 }
 

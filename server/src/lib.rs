@@ -12,6 +12,8 @@ mod diffusion;
 mod error;
 mod generation;
 mod health;
+mod infill;
+mod logprobs;
 mod metrics;
 mod openai;
 mod requests;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use dfastllm_backends::{DTypeChoice, DeviceProvider, DeviceSpec, OpenDevice, open_device};
 use dfastllm_engine::decoding::Preset;
-use dfastllm_engine::{Engine, EngineConfig, EngineHandle, ModelLimits};
+use dfastllm_engine::{Engine, EngineConfig, EngineHandle, ModelLimits, Verifier};
 use dfastllm_models::{ChatTemplate, GenerationDefaults, LoadedModel, ModelFiles, Tokenizer, load};
 
 /// Taken for the memory of devices that do not tell theirs.
@@ -37,6 +37,10 @@ pub struct ServeOptions {
     pub stall_timeout: Duration,
     /// Longest draft of a causal request.
     pub speculative_tokens: usize,
+    /// A causal checkpoint with the same tokenizer that verifies drafts of a model that denoises.
+    pub draft_model: Option<ModelFiles>,
+    /// Whether the exact pass runs beside every pass that reuses keys and values.
+    pub audit: bool,
     /// Decoding of requests to a model that denoises, unless they say otherwise.
     pub preset: Preset,
     /// Seed of requests that bring none; from entropy if not given.
@@ -72,6 +76,8 @@ pub struct ServedModel {
     pub stall_timeout: Duration,
     /// Longest draft of a causal request.
     pub speculative_tokens: usize,
+    /// Whether the exact pass runs beside every pass that reuses keys and values.
+    pub audit: bool,
     /// Seed of requests that bring none.
     pub seed: Option<u64>,
 }
@@ -100,9 +106,11 @@ impl ServedModel {
             max_queue: options.max_queue,
             kv_cache_tokens: kv_cache_tokens(options, &loaded, &device, max_model_len)?,
         };
+        let verifier = verifier(options, &loaded, &device, max_model_len)?;
         let limits = ModelLimits::new(&loaded, max_model_len);
+        let limits = ModelLimits { has_verifier: verifier.is_some(), ..limits };
         let kv_dtype = loaded.precision.kv;
-        let engine = Engine::start(loaded.model, kv_dtype, &device.device, config)
+        let engine = Engine::start_with(loaded.model, kv_dtype, verifier, &device.device, config)
             .map_err(|e| format!("{}: {e}", device.spec))?;
         let served = Self {
             names: options.names.clone(),
@@ -118,6 +126,7 @@ impl ServedModel {
             request_timeout: options.request_timeout,
             stall_timeout: options.stall_timeout,
             speculative_tokens: options.speculative_tokens,
+            audit: options.audit,
             seed: options.seed,
         };
         Ok((served, engine))
@@ -137,20 +146,44 @@ impl ServedModel {
     }
 }
 
+/// The model of `--draft-model`: causal, and of the same tokens.
+fn verifier(
+    options: &ServeOptions,
+    main: &LoadedModel,
+    device: &OpenDevice,
+    max_model_len: usize,
+) -> Result<Option<Verifier>, String> {
+    let Some(files) = &options.draft_model else { return Ok(None) };
+    if main.special.mask_id.is_none() {
+        return Err(
+            "--draft-model verifies drafts of a diffusion model; this one is not".to_owned()
+        );
+    }
+    let draft = load(files, device, options.dtype).map_err(|e| format!("--draft-model: {e}"))?;
+    if draft.special.mask_id.is_some() {
+        return Err("--draft-model: expected an autoregressive model".to_owned());
+    }
+    let (vocab, positions) = (draft.model.shape().vocab, draft.model.shape().max_positions);
+    if !draft.tokenizer.is_same(&main.tokenizer) || vocab != main.model.shape().vocab {
+        return Err("--draft-model: its tokenizer is not that of --model".to_owned());
+    }
+    if positions < max_model_len {
+        return Err(format!(
+            "--draft-model supports {positions} positions, fewer than {max_model_len}: \
+             set --max-model-len"
+        ));
+    }
+    Ok(Some(Verifier { model: draft.model, kv_dtype: draft.precision.kv }))
+}
+
 /// Positions of the pool: what was asked for, else every seat at full length, within a quarter of
-/// the free memory. Models that denoise exactly keep none.
+/// the free memory.
 fn kv_cache_tokens(
     options: &ServeOptions,
     loaded: &LoadedModel,
     device: &OpenDevice,
     max_model_len: usize,
 ) -> Result<usize, String> {
-    if loaded.special.mask_id.is_some() {
-        return match options.kv_cache_tokens {
-            None => Ok(0),
-            Some(_) => Err("--kv-cache-tokens: this model keeps no keys and values".to_owned()),
-        };
-    }
     let bytes_each = loaded.model.shape().kv_shape(1, 1).bytes(loaded.precision.kv).max(1);
     let info = &device.info;
     let memory = info.free_memory_bytes.or(info.total_memory_bytes).unwrap_or(UNKNOWN_MEMORY_BYTES);

@@ -101,6 +101,7 @@ pub fn answer(running: &Running) -> Result<Answer, EngineError> {
                 steps.extend(trace);
                 return Ok(Answer { tokens: all, reason, usage, trace: steps });
             }
+            Event::Scored(_) => {}
             Event::Failed(error) => return Err(error),
         }
     }

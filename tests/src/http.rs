@@ -63,6 +63,8 @@ pub fn options(model: &str) -> ServeOptions {
     ServeOptions {
         stall_timeout: Duration::from_secs(60),
         speculative_tokens: 8,
+        draft_model: None,
+        audit: false,
         files: builtin_files(model).unwrap(),
         names: vec![model.to_owned()],
         device: DeviceSpec::Cpu,

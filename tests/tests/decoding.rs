@@ -187,7 +187,11 @@ fn timestep_quotas_equal_the_recorded_schedules() {
     let records = records("dream/schedule.jsonl");
     for record in &records {
         let (steps, mut open) = (number(record, "steps"), number(record, "masked"));
-        let rule = quota_rule(Quota::Timesteps { steps, eps: record["eps"].as_f64().unwrap() });
+        let eps = record["eps"].as_f64().unwrap();
+        let rule = quota_rule(&DecodingConfig {
+            quota: Quota::Timesteps { steps, eps },
+            ..preset(Preset::Reference, ReferenceLoop::Timesteps, open)
+        });
         let quotas: Vec<usize> = (0..steps)
             .map(|step| {
                 let state = BlockState { step, steps, open, open_at_start: open };

@@ -114,6 +114,8 @@ fn scripted(attend: Attend, config: EngineConfig) -> Served {
         end_ids: vec![END],
         mask_id: masked.then_some(MASK),
         reference: masked.then_some(ReferenceLoop::Timesteps),
+        alignment: Alignment::Next,
+        has_verifier: false,
     };
     serve_model(Box::new(Counting { attend, leave: None }), limits, config)
 }

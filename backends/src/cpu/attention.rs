@@ -97,6 +97,7 @@ struct Part<'a, T> {
     values: &'a [T],
     /// Absolute position of the first key.
     position: usize,
+    is_cached: bool,
     n: usize,
     /// Elements from one key to the next.
     stride: usize,
@@ -107,15 +108,15 @@ fn parts<T>(
     kv: KeysValues<'_, T>,
     stride: usize,
 ) -> impl Iterator<Item = Part<'_, T>> {
-    let (keys, values, first) = match run.source {
-        KeySource::Pool { slot } => (kv.pool_keys, kv.pool_values, slot),
-        KeySource::Rows { row } => (kv.own_keys, kv.own_values, row),
+    let (keys, values, first, is_cached) = match run.source {
+        KeySource::Pool { slot } => (kv.pool_keys, kv.pool_values, slot, true),
+        KeySource::Rows { row } => (kv.own_keys, kv.own_values, row, false),
     };
     (0..run.len).step_by(MAX_RUN).map(move |done| {
         let from = (first + done) * stride;
         let n = (run.len - done).min(MAX_RUN);
         let (keys, values) = (&keys[from..from + n * stride], &values[from..from + n * stride]);
-        Part { keys, values, position: run.position + done, n, stride }
+        Part { keys, values, position: run.position + done, is_cached, n, stride }
     })
 }
 
@@ -197,18 +198,21 @@ impl<T: Stored> Task<'_, T> {
             turn(part, offset, turned);
         }
         for row in 0..self.rows.len() {
-            let n = self.seen(part, row);
-            if n == 0 {
+            let (n, hidden) = (self.seen(part, row), self.hidden(part, row));
+            if n == 0 || (n == 1 && hidden.is_some()) {
                 continue;
             }
             for member in 0..group {
                 let at = ((self.rows.start + row) * plan.heads + head * group + member) * dim;
                 let query = &self.query[at..][..dim];
-                let scores = if turned.is_empty() {
+                let mut scores = if turned.is_empty() {
                     stored_scores(isa, query, &part.keys[offset..], (part.stride, n))
                 } else {
                     turned_scores::<I>(query, turned)
                 };
+                if let Some(key) = hidden {
+                    scores[key] = f32::NEG_INFINITY;
+                }
                 let i = (row * self.heads.len() + head - self.heads.start) * group + member;
                 let out = &mut out[i * dim..][..dim];
                 let weights = softmax_step::<I>(scores, (n, scale), &mut running[i], out);
@@ -222,9 +226,19 @@ impl<T: Stored> Task<'_, T> {
     fn seen(&self, part: &Part<'_, T>, row: usize) -> usize {
         let end = match self.span.attend {
             Attend::Causal => self.plan.positions[self.rows.start + row] + 1,
-            Attend::Bidirectional => usize::MAX,
+            Attend::Bidirectional | Attend::Shadow => usize::MAX,
         };
         end.saturating_sub(part.position).min(part.n)
+    }
+
+    /// The key of a part that a shadow may not see: the cached one at its own position.
+    #[inline(always)]
+    fn hidden(&self, part: &Part<'_, T>, row: usize) -> Option<usize> {
+        if self.span.attend != Attend::Shadow || !part.is_cached {
+            return None;
+        }
+        let position = self.plan.positions[self.rows.start + row];
+        position.checked_sub(part.position).filter(|&key| key < part.n)
     }
 }
 

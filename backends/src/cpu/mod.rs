@@ -14,7 +14,7 @@ mod vector;
 pub(crate) use attention::AttentionPlan;
 pub(crate) use extension::{is_flex, is_host, linear as flex_linear, paged_attention};
 pub use isa::{CpuPath, active_path};
-pub(crate) use vector::{Stored, softmax_sums};
+pub(crate) use vector::{SoftmaxSums, Stored, softmax_sums};
 
 use burn::tensor::Device;
 

@@ -2,7 +2,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 
 use super::select_rows;
 use crate::cpu::{self, AttentionPlan};
-use crate::rows::{Attend, KeySource, Span};
+use crate::rows::{Attend, KeyRun, KeySource, Span};
 use crate::{KvPool, RaggedRows};
 
 /// Head counts of an attention layer.
@@ -88,14 +88,25 @@ fn gather(span: &Span, own: &Tensor<2>, pool: &Tensor<2>) -> Tensor<2> {
 
 /// 0 where a row may see a key and -inf where not: `[1, rows, keys]`; nothing for bidirectional spans.
 fn mask(span: &Span, positions: &[usize], device: &Device) -> Option<Tensor<3>> {
+    let hidden = |query: usize, key: usize, is_cached: bool| match span.attend {
+        Attend::Bidirectional => false,
+        Attend::Causal => key > query,
+        Attend::Shadow => is_cached && key == query,
+    };
     if span.attend == Attend::Bidirectional {
         return None;
     }
-    let keys: Vec<usize> =
-        span.keys.iter().flat_map(|run| run.position..run.position + run.len).collect();
+    let run_keys = |run: &KeyRun| {
+        let is_cached = matches!(run.source, KeySource::Pool { .. });
+        (run.position..run.position + run.len).map(move |key| (key, is_cached))
+    };
+    let keys: Vec<(usize, bool)> = span.keys.iter().flat_map(run_keys).collect();
     let values: Vec<f32> = positions[span.rows.clone()]
         .iter()
-        .flat_map(|&q| keys.iter().map(move |&k| if k <= q { 0.0 } else { f32::NEG_INFINITY }))
+        .flat_map(|&query| keys.iter().map(move |&(key, cached)| (query, key, cached)))
+        .map(
+            |(query, key, cached)| if hidden(query, key, cached) { f32::NEG_INFINITY } else { 0.0 },
+        )
         .collect();
     let shape = [1, span.rows.len(), keys.len()];
     Some(Tensor::from_data(TensorData::new(values, shape), (device, DType::F32)))
@@ -161,16 +172,20 @@ mod tests {
         SpanRequest { rows, attend, write, visible: vec![0..cached], pages }
     }
 
-    /// A chunk after 19 cached positions, a decode row, a canvas of its own, and one over a cache.
+    /// A chunk after 19 cached positions, a decode row, a canvas of its own, one over a cache, and
+    /// shadows of cached positions, the first keys among them.
     fn rows() -> RaggedRows {
         let spans = vec![
             span(0..13, Attend::Causal, true, 19),
             span(13..14, Attend::Causal, true, 40),
             span(14..35, Attend::Bidirectional, false, 0),
             span(35..38, Attend::Bidirectional, false, 37),
+            span(38..41, Attend::Shadow, false, 33),
+            span(41..42, Attend::Shadow, false, 1),
         ];
-        let positions = (19..32).chain([40]).chain(0..21).chain(20..23).collect();
-        RaggedRows::new(vec![0; 38], positions, spans, PAGE_SIZE).unwrap()
+        let positions =
+            (19..32).chain([40]).chain(0..21).chain(20..23).chain(31..34).chain([0]).collect();
+        RaggedRows::new(vec![0; 42], positions, spans, PAGE_SIZE).unwrap()
     }
 
     #[test]
@@ -187,7 +202,7 @@ mod tests {
             )
             .unwrap();
             pool.write(0, &fill, &values(41, 24, 1).cast(dtype), &values(41, 24, 2).cast(dtype));
-            let (query, keys, values_) = (values(38, 48, 3), values(38, 24, 4), values(38, 24, 5));
+            let (query, keys, values_) = (values(42, 48, 3), values(42, 24, 4), values(42, 24, 5));
             let own = [keys.clone().cast(dtype), values_.clone().cast(dtype)];
             let fast = attention(query.clone(), [keys, values_], &rows, (&mut pool, 0), HEADS);
             let stored = [pool.layer(0).0.clone(), pool.layer(0).1.clone()];

@@ -5,12 +5,14 @@
 //! the portable default next to it.
 
 mod activation;
+mod adjust;
 mod attention;
 mod embed;
 mod linear;
 mod norm;
 pub mod philox;
 mod rope;
+mod row_params;
 mod sample;
 mod score;
 
@@ -20,7 +22,7 @@ pub use embed::{embed, select_rows};
 pub use linear::{Linear, linear, portable_linear};
 pub use norm::{layer_norm, rms_norm};
 pub use rope::{Rope, RopeAngles, RopePrecision};
-pub use score::{
-    ConfidenceOf, Draw, FilterOrder, Filters, Guidance, RowParams, RowScore, portable_scores,
-    score_rows,
+pub use row_params::{
+    ConfidenceOf, Credit, Draw, FilterOrder, Filters, Guidance, Mix, Penalties, RowParams,
 };
+pub use score::{RowScore, portable_scores, score_rows};

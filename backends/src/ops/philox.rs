@@ -12,6 +12,8 @@ pub enum Purpose {
     Order,
     /// Whether a position is revealed.
     Reveal,
+    /// Which positions of an answer are masked to estimate its likelihood.
+    Mask,
 }
 
 /// Where in a request's randomness a draw stands.

@@ -1,7 +1,7 @@
 //! Filters and draws on one row of logits, on the host.
 
 use super::philox::{Counter, Purpose, uniform};
-use super::score::{FilterOrder, Filters};
+use super::row_params::{FilterOrder, Filters};
 use crate::cpu::softmax_sums;
 
 /// Divides by the temperature and removes what the filters exclude, by setting it to `-inf`.

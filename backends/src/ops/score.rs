@@ -6,127 +6,10 @@ use std::sync::Arc;
 use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 
+use super::adjust::{apply_credit, apply_mix, apply_penalties};
+use super::row_params::{ConfidenceOf, Draw, Filters, Guidance, RowParams};
 use super::sample::{apply_filters, categorical, gumbel};
-use crate::cpu::{self, softmax_sums};
-
-/// Order of the two probability filters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum FilterOrder {
-    /// As transformers and vLLM do.
-    #[default]
-    TopKFirst,
-    /// As Dream's `sample_tokens` does.
-    TopPFirst,
-}
-
-/// Temperature and filters of a draw.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Filters {
-    /// Divides the logits; 0 leaves them as they are.
-    pub temperature: f64,
-    /// Keep this many tokens.
-    pub top_k: Option<usize>,
-    /// Keep the most probable tokens up to this probability.
-    pub top_p: Option<f64>,
-    /// Keep tokens at least this probable relative to the best.
-    pub min_p: Option<f64>,
-    /// Which of top-k and top-p comes first.
-    pub order: FilterOrder,
-}
-
-impl Filters {
-    fn is_neutral(&self) -> bool {
-        let scaled = self.temperature > 0.0 && self.temperature != 1.0;
-        !scaled && self.top_k.is_none() && self.top_p.is_none() && self.min_p.is_none()
-    }
-}
-
-/// How the token of a row is chosen. Draws are keyed by seed, position and step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Draw {
-    /// The largest logit, lowest id at a tie.
-    Greedy,
-    /// The largest `logit / T + Gumbel noise` in f64 among what the filters leave (LLaDA).
-    Gumbel {
-        /// Key of the request's random numbers.
-        seed: u64,
-        /// Position in the sequence.
-        position: u32,
-        /// Step of the reference algorithm.
-        step: u32,
-    },
-    /// From the softmax of the filtered row.
-    Categorical {
-        /// Key of the request's random numbers.
-        seed: u64,
-        /// Position in the sequence.
-        position: u32,
-        /// Step of the reference algorithm; 0 for autoregressive draws.
-        step: u32,
-    },
-}
-
-/// Which row confidence, entropy and margin are measured on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ConfidenceOf {
-    /// The row before temperature and filters (LLaDA).
-    #[default]
-    Raw,
-    /// The row the token was chosen from (Dream).
-    Filtered,
-}
-
-/// A second row to mix in: `u + (scale + 1) (c - u)`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Guidance {
-    /// Row of the unconditional logits.
-    pub row: usize,
-    /// `cfg_scale`.
-    pub scale: f32,
-}
-
-/// What is wanted of one row.
-#[derive(Debug, Clone)]
-pub struct RowParams {
-    /// Row of the logits.
-    pub row: usize,
-    /// Classifier-free guidance.
-    pub guidance: Option<Guidance>,
-    /// Added to single logits; `-inf` bans a token.
-    pub bias: Arc<[(u32, f32)]>,
-    /// Temperature and filters.
-    pub filters: Filters,
-    /// How to choose the token.
-    pub draw: Draw,
-    /// What to measure confidence on.
-    pub confidence_of: ConfidenceOf,
-    /// How many most probable tokens to report.
-    pub top_logprobs: usize,
-}
-
-impl RowParams {
-    /// The most probable token of a row and its plain softmax probability.
-    #[must_use]
-    pub fn greedy(row: usize) -> Self {
-        Self {
-            row,
-            guidance: None,
-            bias: Arc::new([]),
-            filters: Filters::default(),
-            draw: Draw::Greedy,
-            confidence_of: ConfidenceOf::Raw,
-            top_logprobs: 0,
-        }
-    }
-
-    fn is_plain(&self) -> bool {
-        self.guidance.is_none()
-            && self.bias.is_empty()
-            && self.filters.is_neutral()
-            && self.draw == Draw::Greedy
-            && self.top_logprobs == 0
-    }
-}
+use crate::cpu::{self, SoftmaxSums, softmax_sums};
 
 /// The numbers of one row. Entropies are in nats.
 #[derive(Debug, Clone, PartialEq)]
@@ -143,6 +26,14 @@ pub struct RowScore {
     pub logprob: f64,
     /// Most probable tokens and their log-probabilities, best first.
     pub top: Vec<(u32, f64)>,
+    /// Probability of the tokens it was asked for, together.
+    pub mass: f64,
+    /// Kullback-Leibler divergence of this row from an earlier one, in nats, if there was one.
+    pub divergence: Option<f64>,
+    /// The token that gained credit, and how much.
+    pub earned: Option<(u32, f32)>,
+    /// The row's log-probabilities, if wanted.
+    pub row: Option<Arc<[f32]>>,
     /// False if the row holds NaN or infinity: nothing above means anything then.
     pub finite: bool,
 }
@@ -173,7 +64,7 @@ fn f32_values(data: &TensorData) -> Cow<'_, [f32]> {
 
 fn score_row(values: &[f32], vocab: usize, params: &RowParams) -> RowScore {
     let raw = guided_row(values, vocab, params);
-    let biased = biased_row(&raw, &params.bias);
+    let (biased, earned) = adjusted_row(&raw, params);
     let filtered = filtered_row(&biased, &params.filters);
     let measured = match params.confidence_of {
         ConfidenceOf::Raw => &biased,
@@ -184,6 +75,7 @@ fn score_row(values: &[f32], vocab: usize, params: &RowParams) -> RowScore {
     let id = match params.draw {
         // Neither temperature nor filters change which token is best.
         Draw::Greedy => sums.argmax,
+        Draw::Given(id) => (id as usize).min(vocab - 1),
         Draw::Gumbel { seed, position, step } => {
             gumbel(&biased, &filtered, params.filters.temperature, (seed, position, step))
         }
@@ -192,9 +84,11 @@ fn score_row(values: &[f32], vocab: usize, params: &RowParams) -> RowScore {
         }
     };
     let logprob = |id: usize| f64::from(raw[id] - raw_sums.max) - raw_sums.sum.ln();
+    let probability = |id: usize| f64::from(measured[id] - sums.max).exp() / sums.sum;
+    let asked = params.mass_of.iter().filter(|&&id| (id as usize) < vocab);
     RowScore {
         id: id as u32,
-        confidence: f64::from(measured[id] - sums.max).exp() / sums.sum,
+        confidence: probability(id),
         entropy: entropy(sums.sum, sums.weighted),
         margin: (1.0 - f64::from(sums.second - sums.max).exp()) / sums.sum,
         logprob: logprob(id),
@@ -202,8 +96,59 @@ fn score_row(values: &[f32], vocab: usize, params: &RowParams) -> RowScore {
             .into_iter()
             .map(|id| (id as u32, logprob(id)))
             .collect(),
+        mass: asked.map(|&id| probability(id as usize)).sum(),
+        divergence: params
+            .previous
+            .as_deref()
+            .map(|previous| divergence(measured, &sums, previous)),
+        earned,
+        row: params.keep_row.then(|| log_probabilities(measured, &sums)),
         finite: raw_sums.sum.is_finite() && sums.sum.is_finite(),
     }
+}
+
+fn log_probabilities(row: &[f32], sums: &SoftmaxSums) -> Arc<[f32]> {
+    let log_sum = sums.max + sums.sum.ln() as f32;
+    row.iter().map(|x| x - log_sum).collect()
+}
+
+/// `Σ p (ln p - ln q)`, where `q` is given by its log-probabilities.
+fn divergence(row: &[f32], sums: &SoftmaxSums, previous: &[f32]) -> f64 {
+    let log_sum = f64::from(sums.max) + sums.sum.ln();
+    row.iter()
+        .zip(previous)
+        .filter(|(x, _)| **x > f32::NEG_INFINITY)
+        .map(|(&x, &q)| {
+            let p = f64::from(x) - log_sum;
+            p.exp() * (p - f64::from(q))
+        })
+        .sum()
+}
+
+/// The row after everything that changes logits before temperature and filters, and the token that
+/// gained credit.
+fn adjusted_row<'a>(row: &'a [f32], params: &RowParams) -> (Cow<'a, [f32]>, Option<(u32, f32)>) {
+    if params.mix.is_none()
+        && params.penalties.is_none()
+        && params.bias.is_empty()
+        && params.credit.is_none()
+    {
+        return (row.into(), None);
+    }
+    let mut row = row.to_vec();
+    if let Some(mix) = &params.mix {
+        apply_mix(&mut row, mix);
+    }
+    if let Some(penalties) = params.penalties.as_deref() {
+        apply_penalties(&mut row, penalties);
+    }
+    for &(id, bias) in params.bias.iter() {
+        if let Some(logit) = row.get_mut(id as usize) {
+            *logit += bias;
+        }
+    }
+    let earned = params.credit.as_ref().map(|credit| apply_credit(&mut row, credit));
+    (row.into(), earned)
 }
 
 /// `-Σ p ln p` from the sums of `e = exp(x - max)` and of `e (x - max)`.
@@ -221,19 +166,6 @@ fn guided_row<'a>(values: &'a [f32], vocab: usize, params: &RowParams) -> Cow<'a
             .map(|(&c, &u)| u + (scale + 1.0) * (c - u))
             .collect(),
     }
-}
-
-fn biased_row<'a>(row: &'a [f32], bias: &[(u32, f32)]) -> Cow<'a, [f32]> {
-    if bias.is_empty() {
-        return row.into();
-    }
-    let mut row = row.to_vec();
-    for &(id, bias) in bias {
-        if let Some(logit) = row.get_mut(id as usize) {
-            *logit += bias;
-        }
-    }
-    row.into()
 }
 
 fn filtered_row<'a>(row: &'a [f32], filters: &Filters) -> Cow<'a, [f32]> {
@@ -287,6 +219,10 @@ pub fn portable_scores(logits: Tensor<2>) -> Vec<RowScore> {
                 margin: (1.0 - gap.exp()) / sum,
                 logprob: -sum.ln(),
                 top: Vec::new(),
+                mass: 0.0,
+                divergence: None,
+                earned: None,
+                row: None,
                 finite: sum.is_finite(),
             }
         })
@@ -297,6 +233,7 @@ pub fn portable_scores(logits: Tensor<2>) -> Vec<RowScore> {
 mod tests {
     use burn::tensor::Device;
 
+    use super::super::row_params::{Credit, Mix, Penalties};
     use super::*;
 
     fn logits() -> (Vec<f32>, Tensor<2>) {
@@ -372,6 +309,60 @@ mod tests {
         let filtered = RowParams { filters, confidence_of: ConfidenceOf::Filtered, ..plain };
         let score = one(filtered);
         assert_eq!((score.confidence, score.entropy, score.margin), (1.0, 0.0, 1.0));
+    }
+
+    #[test]
+    fn what_is_asked_of_a_row_is_measured_on_it() {
+        let probabilities = [0.2f32, 0.5, 0.3];
+        let tensor =
+            Tensor::<2>::from_data([probabilities.map(f32::ln)], (&Device::flex(), DType::F32));
+        let one = |p: RowParams| score_rows(tensor.clone(), &[p]).remove(0);
+        let plain = RowParams::greedy(0);
+        let given =
+            one(RowParams { draw: Draw::Given(2), mass_of: Arc::new([0, 1]), ..plain.clone() });
+        assert_eq!(given.id, 2);
+        assert!((given.confidence - 0.3).abs() < 1e-6 && (given.mass - 0.7).abs() < 1e-6);
+        let kept = one(RowParams { keep_row: true, ..plain.clone() }).row.unwrap();
+        assert!((kept[0] - 0.2f32.ln()).abs() < 1e-6);
+        let same = one(RowParams { previous: Some(kept), ..plain.clone() });
+        assert!(same.divergence.unwrap().abs() < 1e-6);
+        let uniform: Arc<[f32]> = Arc::new([(1f32 / 3.0).ln(); 3]);
+        let other = one(RowParams { previous: Some(uniform.clone()), ..plain.clone() });
+        let want: f64 = [0.2f64, 0.5, 0.3].iter().map(|p| p * (p * 3.0).ln()).sum();
+        assert!((other.divergence.unwrap() - want).abs() < 1e-6);
+        let mixed = one(RowParams { mix: Some(Mix { other: uniform, weight: 1.0 }), ..plain });
+        assert!((mixed.confidence - 1.0 / 3.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn penalties_and_credit_move_the_tokens_they_name() {
+        let tensor = Tensor::<2>::from_data([[1.0f32, 2.0, -1.0]], (&Device::flex(), DType::F32));
+        let one = |p: RowParams| score_rows(tensor.clone(), &[p]).remove(0);
+        let plain = RowParams::greedy(0);
+        let penalties = Penalties {
+            generated: vec![(1, 3)],
+            seen: vec![1, 2],
+            presence: 0.25,
+            frequency: 0.5,
+            repetition: 2.0,
+        };
+        // 2 / 2 - 0.25 - 3 * 0.5 = -0.75 and -1 * 2 = -2 beside 1.
+        let score = one(RowParams { penalties: Some(Arc::new(penalties)), ..plain.clone() });
+        let want = 1f64.exp() / (1f64.exp() + (-0.75f64).exp() + (-2f64).exp());
+        assert_eq!(score.id, 0);
+        assert!((score.confidence - want).abs() < 1e-6);
+        // The best token earns p^gamma before the credit counts; alpha 0 changes nothing.
+        let credit = |alpha| Some(Credit { earned: vec![(0, 3.0), (1, 1.0)], alpha, gamma: 0.2 });
+        let without = one(plain.clone());
+        let score = one(RowParams { credit: credit(0.7), ..plain.clone() });
+        let gain = without.confidence.powf(0.2);
+        let (id, earned) = score.earned.unwrap();
+        assert!(id == 1 && (f64::from(earned) - gain).abs() < 1e-6);
+        let logits = [1.0 + 0.7 * 4f64.ln(), 2.0 + 0.7 * (2.0 + gain).ln(), -1.0];
+        let total: f64 = logits.iter().map(|x| x.exp()).sum();
+        assert!((score.confidence - logits[1].exp() / total).abs() < 1e-6);
+        let neutral = one(RowParams { credit: credit(0.0), ..plain });
+        assert_eq!((neutral.id, neutral.confidence), (without.id, without.confidence));
     }
 
     #[test]

@@ -1,15 +1,17 @@
+//! The knobs and their values.
+
 use dfastllm_models::ops::ConfidenceOf;
-
-use crate::RequestError;
-
-/// Most steps or positions of anything; requests are also bounded by the context.
-const MAX_STEPS: usize = 1 << 20;
 
 /// How long the canvas is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Canvas {
     /// `max_tokens` open positions from the start.
     Fixed,
+    /// A block at a time: later blocks appear when the ones before them are done, so the model
+    /// never sees how long the answer could become (Fast-dLLM's and LLaDA2's block-wise canvas).
+    Grow,
+    /// Starts short and grows where the model is unsure (DAEDAL, arXiv 2508.00819).
+    Daedal,
 }
 
 /// Which open positions compete in a pass.
@@ -19,6 +21,8 @@ pub enum Region {
     Canvas,
     /// Blocks of this many, each finished before the next is begun; the last may be short.
     Blocks(usize),
+    /// This many from the first open position on.
+    Window(usize),
 }
 
 /// What positions are ranked by.
@@ -61,8 +65,33 @@ pub enum Quota {
     },
     /// Every position at least this confident, and always the best (Fast-dLLM).
     Threshold(f64),
+    /// As many as the least confident of them still allows: `(n + 1)(1 - c) < factor` (Fast-dLLM).
+    Factor(f64),
+    /// As many as keep the entropy shared between them, in nats, within a bound (EB-sampler).
+    EntropyBound(f64),
+    /// The best of every run of open positions (dInfer).
+    Hierarchical {
+        /// Confidence from which the best of a run is taken.
+        low: f64,
+        /// Confidence from which any position is taken.
+        high: f64,
+    },
+    /// Positions whose distribution stands still (KLASS).
+    Stable {
+        /// Confidence needed.
+        threshold: f64,
+        /// Largest divergence from the pass before, in nats.
+        divergence: f64,
+        /// Passes for which it has to stay below.
+        passes: usize,
+    },
     /// The best one.
     One,
+    /// Drafts from left to right, as far as a causal model agrees (adaptive parallel decoding).
+    Adaptive {
+        /// Share of the diffusion model in what counts as agreement.
+        weight: f64,
+    },
 }
 
 impl Quota {
@@ -70,9 +99,26 @@ impl Quota {
     #[must_use]
     pub fn steps(self) -> Option<usize> {
         match self {
-            Self::EvenSplit { steps } | Self::Timesteps { steps, .. } => Some(steps),
-            Self::Bernoulli { steps, .. } => Some(steps),
-            Self::Threshold(_) | Self::One => None,
+            Self::EvenSplit { steps }
+            | Self::Timesteps { steps, .. }
+            | Self::Bernoulli { steps, .. } => Some(steps),
+            _ => None,
+        }
+    }
+
+    /// The value's name in requests.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EvenSplit { .. } | Self::Timesteps { .. } => "schedule",
+            Self::Bernoulli { .. } => "bernoulli",
+            Self::Threshold(_) => "threshold",
+            Self::Factor(_) => "factor",
+            Self::EntropyBound(_) => "entropy_bound",
+            Self::Hierarchical { .. } => "hierarchical",
+            Self::Stable { .. } => "stable",
+            Self::One => "one",
+            Self::Adaptive { .. } => "adaptive",
         }
     }
 }
@@ -86,18 +132,38 @@ pub enum TokenNoise {
     Categorical,
 }
 
-/// Which keys and values are reused between passes.
+/// Which keys and values are reused between passes. All but [`Cache::None`] are approximations:
+/// what is not computed anew was computed for an earlier canvas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cache {
     /// None: every pass reads the whole canvas, exactly.
     None,
+    /// What lies before the region (Fast-dLLM's prefix cache).
+    Prefix,
+    /// What lies outside the region (Fast-dLLM's dual cache).
+    Dual,
+    /// What lies further from the region than this (dInfer's vicinity refresh).
+    Vicinity {
+        /// Positions to its left that are computed with it.
+        left: usize,
+        /// Positions to its right.
+        right: usize,
+    },
+    /// Everything but open positions and those committed by the last pass (dKV-Cache,
+    /// arXiv 2505.15781).
+    Interval,
 }
 
 /// Whether committed positions may be opened again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Revise {
     /// Never.
     None,
+    /// When their token's probability has fallen below this, fewer than the pass commits
+    /// (dInfer's `remask_threshold`).
+    Below(f64),
+    /// When, hidden from themselves, they are less probable than this (WINO).
+    Wino(f64),
 }
 
 /// When a request ends before its canvas is full.
@@ -116,6 +182,15 @@ pub enum IdleSteps {
     Run,
     /// The step is counted without a pass.
     Skip,
+}
+
+/// Rows the head is computed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadRows {
+    /// All of the pass, as the published loops do.
+    Every,
+    /// Those whose logits decide something.
+    Wanted,
 }
 
 /// One value per knob.
@@ -137,77 +212,40 @@ pub struct DecodingConfig {
     pub order_temperature: f64,
     /// Reuse of keys and values.
     pub cache: Cache,
+    /// Passes after which everything is computed anew, whatever else the cache does.
+    pub refresh_every: Option<usize>,
     /// Revision of committed positions.
     pub revise: Revise,
     /// Early end.
     pub stop: Stop,
     /// Steps without a quota.
     pub idle: IdleSteps,
+    /// Rows of the head.
+    pub heads: HeadRows,
     /// Classifier-free guidance; 0 is off.
     pub cfg_scale: f64,
+    /// Whether tokens that earlier passes favoured are raised (CreditDecoding).
+    pub credit: bool,
+    /// Later steps drafted by the model itself and verified in the same pass; the tokens stay
+    /// those of one step a pass (self-speculative decoding, arXiv 2510.04147).
+    pub speculate: usize,
 }
 
 impl DecodingConfig {
-    /// Refuses values and combinations that cannot work, by name.
-    ///
-    /// # Errors
-    /// [`RequestError`] with the field to blame.
-    pub fn validate(&self) -> Result<(), RequestError> {
-        if let Region::Blocks(size) = self.region
-            && (size == 0 || size > MAX_STEPS)
-        {
-            let message = format!("block_length is {size}, expected 1 to {MAX_STEPS}");
-            return Err(RequestError::new("diffusion.block_length", message));
-        }
-        self.validate_quota()?;
-        for (param, value, limit) in [
-            ("diffusion.order_temperature", self.order_temperature, 1e6),
-            ("diffusion.cfg_scale", self.cfg_scale, 1e3),
-        ] {
-            if !(0.0..=limit).contains(&value) {
-                let message = format!("{param} is {value}, expected 0 to {limit}");
-                return Err(RequestError::new(param, message));
-            }
-        }
-        Ok(())
-    }
-
-    fn validate_quota(&self) -> Result<(), RequestError> {
-        if let Some(steps) = self.quota.steps()
-            && !(1..=MAX_STEPS).contains(&steps)
-        {
-            let message = format!("steps is {steps}, expected 1 to {MAX_STEPS}");
-            return Err(RequestError::new("diffusion.steps", message));
-        }
-        match self.quota {
-            Quota::Timesteps { eps, .. } | Quota::Bernoulli { eps, .. }
-                if !(eps > 0.0 && eps < 1.0) =>
-            {
-                let message = format!("eps is {eps}, expected a number between 0 and 1");
-                Err(RequestError::new("diffusion.eps", message))
-            }
-            Quota::Bernoulli { .. } if self.score != Score::Random => {
-                let message = "quota bernoulli reveals positions at random; it needs score random";
-                Err(RequestError::new("diffusion.score", message))
-            }
-            Quota::Bernoulli { .. } if self.order_temperature > 0.0 => {
-                let message = "quota bernoulli has no order that a temperature could change";
-                Err(RequestError::new("diffusion.order_temperature", message))
-            }
-            Quota::Threshold(threshold) if threshold.is_nan() || threshold < 0.0 => {
-                let message = format!("threshold is {threshold}, expected at least 0");
-                Err(RequestError::new("diffusion.threshold", message))
-            }
-            _ => Ok(()),
-        }
-    }
-
     /// Blocks on a canvas of `length`.
     #[must_use]
     pub fn blocks(&self, length: usize) -> usize {
         match self.region {
-            Region::Canvas => 1,
+            Region::Canvas | Region::Window(_) => 1,
             Region::Blocks(size) => length.div_ceil(size.max(1)).max(1),
         }
+    }
+
+    /// Whether passes read or write keys and values in pages.
+    #[must_use]
+    pub fn needs_pages(&self) -> bool {
+        self.cache != Cache::None
+            || matches!(self.revise, Revise::Wino(_))
+            || matches!(self.quota, Quota::Adaptive { .. })
     }
 }

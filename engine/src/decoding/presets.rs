@@ -6,7 +6,8 @@ use dfastllm_models::ReferenceLoop;
 use dfastllm_models::ops::ConfidenceOf;
 
 use super::{
-    Cache, Canvas, DecodingConfig, IdleSteps, Quota, Region, Revise, Score, Stop, TokenNoise,
+    Cache, Canvas, DecodingConfig, HeadRows, IdleSteps, Quota, Region, Revise, Score, Stop,
+    TokenNoise,
 };
 
 /// Dream's default.
@@ -14,6 +15,7 @@ const EPS: f64 = 1e-3;
 /// Block length and threshold of Fast-dLLM's main results (arXiv 2505.22618, table 1).
 const FAST_BLOCK: usize = 32;
 const FAST_THRESHOLD: f64 = 0.9;
+const TURBO_THRESHOLD: f64 = 0.7;
 
 /// A named set of decoding knobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,13 +24,15 @@ pub enum Preset {
     Reference,
     /// The same tokens without its wasted passes.
     Exact,
-    /// Blocks of 32, every position at least 0.9 confident.
+    /// Blocks of 32, every position at least 0.9 confident, dual cache.
     Fast,
+    /// The same, less sure.
+    Turbo,
 }
 
 impl Preset {
     /// All of them.
-    pub const NAMES: [&'static str; 3] = ["reference", "exact", "fast"];
+    pub const NAMES: [&'static str; 4] = ["reference", "exact", "fast", "turbo"];
 }
 
 impl FromStr for Preset {
@@ -39,9 +43,7 @@ impl FromStr for Preset {
             "reference" => Ok(Self::Reference),
             "exact" => Ok(Self::Exact),
             "fast" => Ok(Self::Fast),
-            "turbo" => {
-                Err("preset 'turbo' is not available in this version; use 'fast'".to_owned())
-            }
+            "turbo" => Ok(Self::Turbo),
             other => {
                 let shown: String = other.chars().take(64).collect();
                 Err(format!("unknown preset '{shown}', expected {}", Self::NAMES.join(", ")))
@@ -60,10 +62,11 @@ impl std::fmt::Display for Preset {
 #[must_use]
 pub fn preset(preset: Preset, published: ReferenceLoop, length: usize) -> DecodingConfig {
     let reference = reference(published, length);
+    let stop = Stop::EndInSettledPrefix;
     match preset {
         Preset::Reference => reference,
         Preset::Exact => {
-            DecodingConfig { stop: Stop::EndInSettledPrefix, idle: IdleSteps::Skip, ..reference }
+            DecodingConfig { stop, idle: IdleSteps::Skip, heads: HeadRows::Wanted, ..reference }
         }
         Preset::Fast => DecodingConfig {
             region: Region::Blocks(FAST_BLOCK),
@@ -71,9 +74,15 @@ pub fn preset(preset: Preset, published: ReferenceLoop, length: usize) -> Decodi
             quota: Quota::Threshold(FAST_THRESHOLD),
             // Filters can leave one token, whose probability is then 1 however unsure the model is.
             confidence_of: ConfidenceOf::Raw,
-            stop: Stop::EndInSettledPrefix,
+            cache: Cache::Dual,
+            stop,
             idle: IdleSteps::Skip,
+            heads: HeadRows::Wanted,
             ..reference
+        },
+        Preset::Turbo => DecodingConfig {
+            quota: Quota::Threshold(TURBO_THRESHOLD),
+            ..self::preset(Preset::Fast, published, length)
         },
     }
 }
@@ -88,10 +97,14 @@ fn reference(published: ReferenceLoop, length: usize) -> DecodingConfig {
         confidence_of: ConfidenceOf::Raw,
         order_temperature: 0.0,
         cache: Cache::None,
+        refresh_every: None,
         revise: Revise::None,
         stop: Stop::Never,
         idle: IdleSteps::Run,
+        heads: HeadRows::Every,
         cfg_scale: 0.0,
+        credit: false,
+        speculate: 0,
     };
     match published {
         // `generate` of ML-GSAI/LLaDA: steps = block_length = gen_length, low_confidence.

@@ -53,6 +53,7 @@ mod tests {
             confidence,
             margin,
             entropy,
+            divergence: None,
             score: 0.0,
         };
         vec![make(2, 0.5, 0.4, 1.0), make(3, 0.9, 0.1, 2.0), make(5, 0.5, 0.3, 0.5)]

@@ -47,7 +47,16 @@ pub(crate) struct ModelArgs {
     #[arg(long, env = "DFASTLLM_THREADS")]
     pub(crate) threads: Option<usize>,
 
-    /// Decoding of diffusion models: reference, exact, fast
+    /// A small autoregressive model with the same tokenizer, to verify what a diffusion model
+    /// drafts (quota adaptive)
+    #[arg(long, env = "DFASTLLM_DRAFT_MODEL")]
+    pub(crate) draft_model: Option<String>,
+
+    /// Run the exact pass beside every pass that reuses keys and values, and report how they differ
+    #[arg(long, env = "DFASTLLM_AUDIT")]
+    pub(crate) audit: bool,
+
+    /// Decoding of diffusion models: reference, exact, fast, turbo
     #[arg(long, env = "DFASTLLM_PRESET", default_value_t = Preset::Fast)]
     pub(crate) preset: Preset,
 
@@ -110,6 +119,8 @@ impl ModelArgs {
             request_timeout: seats.request_timeout,
             stall_timeout: seats.stall_timeout,
             speculative_tokens: self.speculative_tokens,
+            draft_model: self.draft_model.as_deref().map(model_files).transpose()?,
+            audit: self.audit,
             preset: self.preset,
             seed: self.seed,
         })

@@ -150,7 +150,8 @@ fn params(
         seed: args.model.seed.unwrap_or_else(entropy),
         timeout: served.request_timeout,
         max_draft: served.speculative_tokens,
-        trace: fields.trace().map_err(message)?,
+        trace: fields.flag("trace").map_err(message)?.unwrap_or(false),
+        audit: served.audit,
         ..RequestParams::new(ids, args.max_tokens)
     })
 }
@@ -200,6 +201,8 @@ fn collect(running: &Running, served: &ServedModel, quiet: bool) -> Result<Answe
                     emit(assembler.push(token))?;
                 }
             }
+            // Only generation is asked for here.
+            Ok(Event::Scored(_)) => {}
             Ok(Event::Finished { reason, usage, trace }) => {
                 emit(assembler.finish())?;
                 steps.extend(trace);

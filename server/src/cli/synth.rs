@@ -17,7 +17,7 @@ pub(crate) struct SynthArgs {
     /// Folder to write; must not hold a checkpoint yet
     folder: PathBuf,
 
-    /// phi-350m, phi-2, llada-350m, llada-8b, dream-7b, or a config.json
+    /// phi-350m, phi-2, llada-350m, llada-1b, llada-8b, dream-7b, or a config.json
     #[arg(long, env = "DFASTLLM_SHAPE", default_value = "phi-350m")]
     shape: String,
 

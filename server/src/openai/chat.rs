@@ -5,6 +5,7 @@ use std::time::Instant;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
+use dfastllm_engine::{Task, Usage};
 use dfastllm_models::{ChatTemplate, SpecialTokens, Tokenizer};
 use serde_json::{Map, Value};
 
@@ -38,16 +39,21 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
     let prompt = prompt(messages, template, served.tokenizer.clone()).await?;
     let (mut params, options) = convert(
         request.common,
-        request.max_completion_tokens,
+        (request.max_completion_tokens, None),
         prompt.len(),
         Endpoint::Chat,
         served,
     )?;
     params.arrival = arrival;
+    if params.task != Task::Generate {
+        let message = "a likelihood is asked of /v1/completions, whose prompt holds the answer";
+        return Err(ApiError::invalid("diffusion.likelihood", message));
+    }
     let frame = Frame::new(Endpoint::Chat, served);
     let names = frame.names(headers);
     let choices = Choices::submit((state, served), vec![prompt], &params, &options, names)?;
-    Ok(Prepared { frame, choices, options })
+    let (tokenizer, echoes) = (served.tokenizer.clone(), Vec::new());
+    Ok(Prepared { frame, choices, options, tokenizer, echoes, scoring: Usage::default() })
 }
 
 /// Renders and tokenises a chat: also for the command line.

@@ -2,15 +2,18 @@
 
 use std::time::Instant;
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
+use dfastllm_engine::{Task, Usage};
 use dfastllm_models::{SpecialTokens, Tokenizer};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use super::echo::{Echo, echoes, likelihoods, text_of};
 use super::respond::{Frame, Prepared, respond};
 use super::types::{Body, CompletionRequest, parse};
-use crate::convert::{Endpoint, check_model, convert};
+use crate::convert::{AnswerOptions, Endpoint, check_model, convert};
 use crate::generation::Choices;
 use crate::{ApiError, AppState};
 
@@ -21,28 +24,77 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let prepared = prepare(&state, &headers, body).await;
-    respond(&state, prepared).await
+    match prepare(&state, &headers, body).await {
+        Ok(Prepare::Run(prepared)) => respond(&state, Ok(*prepared)).await,
+        Ok(Prepare::Scored(body)) => Ok(Json(body).into_response()),
+        Err(error) => respond(&state, Err(error)).await,
+    }
 }
 
-async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Prepared, ApiError> {
+/// A request that generates, or the answer to one that only scored its prompts.
+enum Prepare {
+    Run(Box<Prepared>),
+    Scored(Value),
+}
+
+async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Prepare, ApiError> {
     let arrival = Instant::now();
     let served = state.require_model()?;
     let request: CompletionRequest = parse(headers, body)?;
     check_model(request.common.model.as_deref(), served)?;
     let prompts = prompts(request.prompt, served.tokenizer.clone()).await?;
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    let longest = prompts.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
     let (mut params, options) =
-        convert(request.common, None, longest, Endpoint::Completions, served)?;
+        convert(request.common, (None, request.suffix), longest, Endpoint::Completions, served)?;
     params.arrival = arrival;
     let frame = Frame::new(Endpoint::Completions, served);
+    if params.task != Task::Generate {
+        refuse_stream(&options, "a likelihood is one number")?;
+        let (choices, usage) = likelihoods(&prompts, &params, served).await?;
+        return Ok(Prepare::Scored(frame.scored(choices, usage, &prompts)));
+    }
+    let echo = request.echo.unwrap_or(false);
+    let (echoes, scoring) = match echo {
+        true => echoes(&prompts, &params, options.logprobs.is_some(), served).await?,
+        false => (Vec::new(), Usage::default()),
+    };
+    if echo && params.max_tokens == 0 {
+        refuse_stream(&options, "an answer of 0 tokens comes at once")?;
+        let choice = |(index, echo)| echoed_choice(index, echo, &options, &served.tokenizer);
+        let choices = echoes.iter().enumerate().map(choice).collect();
+        return Ok(Prepare::Scored(frame.scored(choices, scoring, &prompts)));
+    }
     let names = frame.names(headers);
+    let prompts = prompts.into_iter().map(|(_, ids)| ids).collect();
     let choices = Choices::submit((state, served), prompts, &params, &options, names)?;
-    Ok(Prepared { frame, choices, options })
+    let tokenizer = served.tokenizer.clone();
+    let prepared = Prepared { frame, choices, options, tokenizer, echoes, scoring };
+    Ok(Prepare::Run(Box::new(prepared)))
 }
 
-/// Token ids of every prompt: a string, a list of strings, token ids, or a list of those.
-async fn prompts(prompt: Option<Value>, tokenizer: Tokenizer) -> Result<Vec<Vec<u32>>, ApiError> {
+fn refuse_stream(options: &AnswerOptions, reason: &str) -> Result<(), ApiError> {
+    match options.stream {
+        true => Err(ApiError::invalid("stream", format!("{reason}; it is not streamed"))),
+        false => Ok(()),
+    }
+}
+
+/// A prompt without an answer.
+fn echoed_choice(
+    index: usize,
+    echo: &Echo,
+    options: &AnswerOptions,
+    tokenizer: &Tokenizer,
+) -> Value {
+    let scored = options.logprobs.map(|_| echo.logprobs(&[], tokenizer));
+    json!({"index": index, "text": echo.text, "logprobs": scored, "finish_reason": "length"})
+}
+
+/// Text and token ids of every prompt: a string, a list of strings, token ids, or a list of those.
+async fn prompts(
+    prompt: Option<Value>,
+    tokenizer: Tokenizer,
+) -> Result<Vec<(String, Vec<u32>)>, ApiError> {
     let list = match prompt {
         None | Some(Value::Null) => return Err(ApiError::invalid("prompt", "prompt is missing")),
         Some(Value::Array(items)) if items.first().is_some_and(Value::is_number) => {
@@ -57,7 +109,11 @@ async fn prompts(prompt: Option<Value>, tokenizer: Tokenizer) -> Result<Vec<Vec<
     }
     // Long prompts take milliseconds: not on the threads that answer health checks.
     tokio::task::spawn_blocking(move || {
-        list.iter().enumerate().map(|(index, p)| tokens(p, index, &tokenizer)).collect()
+        let prompt = |(index, given): (usize, &Value)| {
+            let ids = tokens(given, index, &tokenizer)?;
+            Ok((text_of(given.as_str(), &ids, &tokenizer), ids))
+        };
+        list.iter().enumerate().map(prompt).collect()
     })
     .await
     .unwrap_or_else(|_| {

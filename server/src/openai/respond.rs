@@ -6,13 +6,16 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
-use dfastllm_engine::{FinishReason, TraceStep, Usage};
+use dfastllm_engine::{Audit, Change, ChangeKind, FinishReason, SettledToken, TraceStep, Usage};
+use dfastllm_models::{SpecialTokens, Tokenizer};
 use futures_util::stream;
 use serde_json::{Value, json};
 
+use super::echo::Echo;
 use crate::app::REQUEST_ID;
 use crate::convert::{AnswerOptions, Endpoint};
 use crate::generation::{Choices, Update};
+use crate::logprobs::{logprobs, token_text};
 use crate::{ApiError, AppState, ServedModel};
 
 /// What stands in every object of one answer.
@@ -43,6 +46,19 @@ impl Frame {
         std::iter::once(self.id.as_str()).chain(given).map(str::to_owned).collect()
     }
 
+    /// The answer to a request that only scored its prompts.
+    pub(crate) fn scored(
+        &self,
+        choices: Vec<Value>,
+        took: Usage,
+        prompts: &[(String, Vec<u32>)],
+    ) -> Value {
+        let mut body = self.object(false, choices.into());
+        let prompt_tokens = prompts.iter().map(|(_, ids)| ids.len()).sum();
+        body["usage"] = usage(Usage { prompt_tokens, ..took });
+        body
+    }
+
     fn object(&self, streamed: bool, choices: Value) -> Value {
         let object = match (self.endpoint, streamed) {
             (Endpoint::Completions, _) => "text_completion",
@@ -64,6 +80,32 @@ pub(crate) struct Prepared {
     pub(crate) frame: Frame,
     pub(crate) choices: Choices,
     pub(crate) options: AnswerOptions,
+    pub(crate) tokenizer: Tokenizer,
+    /// Prompts that are part of the answer, one for each; none if they are not.
+    pub(crate) echoes: Vec<Echo>,
+    /// What scoring them took.
+    pub(crate) scoring: Usage,
+}
+
+impl Prepared {
+    /// The prompt in front of a choice.
+    fn echo(&self, choice: usize) -> Option<&Echo> {
+        self.echoes.get(choice / self.options.n.max(1))
+    }
+
+    fn usage(&self) -> Usage {
+        let mut usage = self.choices.usage(self.options.n);
+        usage.merge(&self.scoring);
+        usage
+    }
+
+    /// `logprobs` of a choice's tokens, after the prompt where that is part of it.
+    fn logprobs(&self, choice: usize, tokens: &[SettledToken]) -> Value {
+        match self.echo(choice).filter(|_| self.options.logprobs.is_some()) {
+            Some(echo) => echo.logprobs(tokens, &self.tokenizer),
+            None => logprobs(tokens, self.frame.endpoint, &self.options, &self.tokenizer),
+        }
+    }
 }
 
 /// Answers a request, or counts it as refused if it was never submitted.
@@ -71,24 +113,23 @@ pub(crate) async fn respond(
     state: &AppState,
     prepared: Result<Prepared, ApiError>,
 ) -> Result<Response, ApiError> {
-    let Prepared { frame, mut choices, options } =
-        prepared.inspect_err(|_| state.metrics().refused())?;
-    if options.stream {
+    let mut prepared = prepared.inspect_err(|_| state.metrics().refused())?;
+    if prepared.options.stream {
         // An error before the first event still gets a status of its own.
-        let first = next_update(&mut choices).await?;
-        return Ok(streamed(frame, choices, options, first));
+        let first = next_update(&mut prepared.choices).await?;
+        return Ok(streamed(prepared, first));
     }
-    let mut answers = vec![Answer::default(); choices.len()];
-    while let Some(update) = next_update(&mut choices).await? {
+    let mut answers = vec![Answer::default(); prepared.choices.len()];
+    while let Some(update) = next_update(&mut prepared.choices).await? {
         answers[update.index].add(update);
     }
     for (index, answer) in answers.iter_mut().enumerate() {
-        answer.trace = choices.take_trace(index);
+        answer.trace = prepared.choices.take_trace(index);
     }
     let list: Vec<Value> =
-        answers.iter().enumerate().map(|(i, a)| a.choice(i, frame.endpoint, &options)).collect();
-    let mut body = frame.object(false, list.into());
-    body["usage"] = usage(choices.usage(options.n));
+        answers.iter().enumerate().map(|(i, a)| a.choice(i, &prepared)).collect();
+    let mut body = prepared.frame.object(false, list.into());
+    body["usage"] = usage(prepared.usage());
     Ok(Json(body).into_response())
 }
 
@@ -103,7 +144,7 @@ async fn next_update(choices: &mut Choices) -> Result<Option<Update>, ApiError> 
 #[derive(Debug, Clone, Default)]
 struct Answer {
     text: String,
-    token_ids: Vec<u32>,
+    tokens: Vec<SettledToken>,
     finish: Option<FinishReason>,
     trace: Vec<TraceStep>,
 }
@@ -111,29 +152,49 @@ struct Answer {
 impl Answer {
     fn add(&mut self, update: Update) {
         self.text.push_str(&update.text);
-        self.token_ids.extend(update.token_ids);
+        self.tokens.extend(update.tokens);
         self.finish = update.finish.or(self.finish);
     }
 
-    fn choice(&self, index: usize, endpoint: Endpoint, options: &AnswerOptions) -> Value {
+    fn choice(&self, index: usize, prepared: &Prepared) -> Value {
+        let options = &prepared.options;
         let mut choice = json!({"index": index});
-        match endpoint {
-            Endpoint::Completions => choice["text"] = self.text.as_str().into(),
+        match prepared.frame.endpoint {
+            Endpoint::Completions => {
+                let prompt = prepared.echo(index).map_or("", |echo| &echo.text);
+                choice["text"] = format!("{prompt}{}", self.text).into();
+            }
             Endpoint::Chat => {
                 choice["message"] =
                     json!({"role": "assistant", "content": self.text, "refusal": null});
             }
         }
-        choice["logprobs"] = Value::Null;
+        choice["logprobs"] = prepared.logprobs(index, &self.tokens);
         choice["finish_reason"] = finish_reason(self.finish);
         if options.return_token_ids {
-            choice["token_ids"] = json!(self.token_ids);
+            choice["token_ids"] = ids(&self.tokens);
+        }
+        if !options.between.is_empty() {
+            choice["gaps"] = gaps(&self.tokens, options.between.len() + 1, &prepared.tokenizer);
         }
         if options.trace {
             choice["trace"] = trace(&self.trace);
         }
         choice
     }
+}
+
+fn ids(tokens: &[SettledToken]) -> Value {
+    tokens.iter().map(|token| token.id).collect::<Vec<u32>>().into()
+}
+
+/// The text of each gap.
+fn gaps(tokens: &[SettledToken], count: usize, tokenizer: &Tokenizer) -> Value {
+    let text = |gap: usize| {
+        let of_gap = tokens.iter().filter(|t| t.gap == gap && !t.is_end);
+        tokenizer.decode(&of_gap.map(|t| t.id).collect::<Vec<u32>>(), SpecialTokens::Skip)
+    };
+    (0..count).map(text).collect::<Vec<String>>().into()
 }
 
 fn finish_reason(reason: Option<FinishReason>) -> Value {
@@ -148,7 +209,14 @@ fn finish_reason(reason: Option<FinishReason>) -> Value {
 pub(crate) fn trace(steps: &[TraceStep]) -> Value {
     steps
         .iter()
-        .map(|s| json!({"step": s.step, "committed": s.committed, "remasked": s.remasked}))
+        .map(|s| {
+            let (step, committed, remasked) = (s.step, &s.committed, &s.remasked);
+            let mut entry = json!({"step": step, "committed": committed, "remasked": remasked});
+            if let Some(found) = &s.audit {
+                entry["audit"] = audit(found);
+            }
+            entry
+        })
         .collect()
 }
 
@@ -158,21 +226,38 @@ pub(crate) fn usage(usage: Usage) -> Value {
         0 => 0.0,
         forwards => usage.completion_tokens as f64 / forwards as f64,
     };
-    json!({
+    let mut object = json!({
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "forwards": usage.forwards,
         "tokens_per_forward": per_forward,
-        "cache_refreshes": 0,
+        "cache_refreshes": usage.refreshes,
+    });
+    if usage.verifier_forwards > 0 {
+        object["draft_model_forwards"] = usage.verifier_forwards.into();
+    }
+    if let Some(found) = &usage.audit {
+        object["audit"] = audit(found);
+    }
+    object
+}
+
+/// How predictions from reused keys and values compare with exact ones.
+fn audit(audit: &Audit) -> Value {
+    json!({
+        "positions": audit.positions,
+        "agreement": audit.agreement(),
+        "mean_drift": audit.mean_drift(),
+        "max_drift": audit.max_drift,
     })
 }
 
 /// Where a stream stands.
 enum Stage {
-    /// Chat names the role of every choice first.
-    Roles(Option<Update>),
+    /// Chat names the role of every choice first; completions repeat the prompt if asked to.
+    Start(Option<Update>),
     Updates,
     Usage,
     Done,
@@ -180,19 +265,12 @@ enum Stage {
 }
 
 struct Streaming {
-    frame: Frame,
-    choices: Choices,
-    options: AnswerOptions,
+    prepared: Prepared,
     stage: Stage,
 }
 
-fn streamed(
-    frame: Frame,
-    choices: Choices,
-    options: AnswerOptions,
-    first: Option<Update>,
-) -> Response {
-    let streaming = Streaming { frame, choices, options, stage: Stage::Roles(first) };
+fn streamed(prepared: Prepared, first: Option<Update>) -> Response {
+    let streaming = Streaming { prepared, stage: Stage::Start(first) };
     let body = stream::unfold(streaming, |mut streaming| async {
         streaming.next().await.map(|text| (Ok::<_, Infallible>(Bytes::from(text)), streaming))
     });
@@ -208,15 +286,15 @@ impl Streaming {
     async fn next(&mut self) -> Option<String> {
         loop {
             match std::mem::replace(&mut self.stage, Stage::Over) {
-                Stage::Roles(first) => {
+                Stage::Start(first) => {
                     self.stage = Stage::Updates;
-                    let text = self.roles() + &first.map(|u| self.chunks(&u)).unwrap_or_default();
+                    let text = self.start() + &first.map(|u| self.chunks(&u)).unwrap_or_default();
                     if !text.is_empty() {
                         return Some(text);
                     }
                 }
                 Stage::Updates => {
-                    let next = self.choices.next().await;
+                    let next = self.prepared.choices.next().await;
                     match next {
                         Ok(Some(update)) => {
                             self.stage = Stage::Updates;
@@ -227,7 +305,7 @@ impl Streaming {
                         }
                         Ok(None) => self.stage = Stage::Usage,
                         Err(error) => {
-                            self.choices.fail(&error);
+                            self.prepared.choices.fail(&error);
                             self.stage = Stage::Done;
                             return Some(event(&ApiError::from(error).body()));
                         }
@@ -235,9 +313,9 @@ impl Streaming {
                 }
                 Stage::Usage => {
                     self.stage = Stage::Done;
-                    if self.options.include_usage {
-                        let mut chunk = self.frame.object(true, json!([]));
-                        chunk["usage"] = usage(self.choices.usage(self.options.n));
+                    if self.prepared.options.include_usage {
+                        let mut chunk = self.prepared.frame.object(true, json!([]));
+                        chunk["usage"] = usage(self.prepared.usage());
                         return Some(event(&chunk));
                     }
                 }
@@ -247,47 +325,61 @@ impl Streaming {
         }
     }
 
-    fn roles(&self) -> String {
-        if self.frame.endpoint == Endpoint::Completions {
-            return String::new();
-        }
+    fn start(&self) -> String {
         let role = json!({"role": "assistant", "content": ""});
-        (0..self.choices.len()).map(|index| self.chunk(index, role.clone(), Value::Null)).collect()
+        let choice = |index| match (self.prepared.frame.endpoint, self.prepared.echo(index)) {
+            (Endpoint::Chat, _) => Some(self.delta(index, role.clone())),
+            (Endpoint::Completions, Some(echo)) => {
+                let mut choice = self.delta(index, json!(echo.text));
+                choice["logprobs"] = self.prepared.logprobs(index, &[]);
+                Some(choice)
+            }
+            (Endpoint::Completions, None) => None,
+        };
+        (0..self.prepared.choices.len()).filter_map(choice).map(|c| self.event_of(c)).collect()
     }
 
-    /// The chunks of an update: one for its text, one for its end.
+    /// The chunks of an update: one for its text, one for changes of the canvas, one for its end.
     fn chunks(&mut self, update: &Update) -> String {
         let mut out = String::new();
-        let has_ids = self.options.return_token_ids && !update.token_ids.is_empty();
-        if !update.text.is_empty() || has_ids {
-            let delta = match self.frame.endpoint {
+        let options = &self.prepared.options;
+        let wants_tokens = options.return_token_ids || options.logprobs.is_some();
+        if !update.text.is_empty() || (wants_tokens && !update.tokens.is_empty()) {
+            let delta = match self.prepared.frame.endpoint {
                 Endpoint::Chat => json!({"content": update.text}),
                 Endpoint::Completions => json!(update.text),
             };
-            let ids = if has_ids { json!(update.token_ids) } else { Value::Null };
-            out.push_str(&self.chunk(update.index, delta, ids));
+            let mut choice = self.delta(update.index, delta);
+            let prepared = &self.prepared;
+            choice["logprobs"] = logprobs(
+                &update.tokens,
+                prepared.frame.endpoint,
+                &prepared.options,
+                &prepared.tokenizer,
+            );
+            if self.prepared.options.return_token_ids {
+                choice["token_ids"] = ids(&update.tokens);
+            }
+            out.push_str(&self.event_of(choice));
+        }
+        if !update.changes.is_empty() {
+            let mut choice = self.delta(update.index, Value::Null);
+            choice["denoising"] = denoising(&update.changes, &self.prepared.tokenizer);
+            out.push_str(&self.event_of(choice));
         }
         if let Some(reason) = update.finish {
             let mut choice = self.delta(update.index, Value::Null);
             choice["finish_reason"] = finish_reason(Some(reason));
-            if self.options.trace {
-                choice["trace"] = trace(&self.choices.take_trace(update.index));
+            if self.prepared.options.trace {
+                choice["trace"] = trace(&self.prepared.choices.take_trace(update.index));
             }
             out.push_str(&self.event_of(choice));
         }
         out
     }
 
-    fn chunk(&self, index: usize, delta: Value, token_ids: Value) -> String {
-        let mut choice = self.delta(index, delta);
-        if !token_ids.is_null() {
-            choice["token_ids"] = token_ids;
-        }
-        self.event_of(choice)
-    }
-
     fn delta(&self, index: usize, delta: Value) -> Value {
-        match self.frame.endpoint {
+        match self.prepared.frame.endpoint {
             Endpoint::Chat => json!({
                 "index": index,
                 "delta": if delta.is_null() { json!({}) } else { delta },
@@ -304,14 +396,28 @@ impl Streaming {
     }
 
     fn event_of(&self, choice: Value) -> String {
-        let mut chunk = self.frame.object(true, json!([choice]));
-        if self.options.continuous_usage {
-            chunk["usage"] = usage(self.choices.usage(self.options.n));
-        } else if self.options.include_usage {
+        let mut chunk = self.prepared.frame.object(true, json!([choice]));
+        if self.prepared.options.continuous_usage {
+            chunk["usage"] = usage(self.prepared.usage());
+        } else if self.prepared.options.include_usage {
             chunk["usage"] = Value::Null;
         }
         event(&chunk)
     }
+}
+
+/// Changed positions: `[position, token id, text, confidence, what happened]`.
+fn denoising(changes: &[Change], tokenizer: &Tokenizer) -> Value {
+    let entry = |c: &Change| {
+        let kind = match c.kind {
+            ChangeKind::Tentative => "tentative",
+            ChangeKind::Committed => "committed",
+            ChangeKind::Remasked => "remasked",
+        };
+        let text = c.id.map(|id| token_text(id, tokenizer));
+        json!([c.position, c.id, text, c.confidence, kind])
+    };
+    changes.iter().map(entry).collect()
 }
 
 fn event(data: &Value) -> String {

@@ -34,6 +34,11 @@ pub(crate) struct Common {
     pub(crate) return_token_ids: Option<bool>,
     pub(crate) stream: Option<bool>,
     pub(crate) stream_options: Option<StreamOptions>,
+    pub(crate) presence_penalty: Option<f64>,
+    pub(crate) frequency_penalty: Option<f64>,
+    pub(crate) repetition_penalty: Option<f64>,
+    pub(crate) logprobs: Option<Value>,
+    pub(crate) top_logprobs: Option<Value>,
     pub(crate) diffusion: Option<Map<String, Value>>,
     #[serde(flatten)]
     pub(crate) rest: Map<String, Value>,
@@ -51,6 +56,8 @@ pub(crate) struct StreamOptions {
 #[derive(Debug, Deserialize)]
 pub(crate) struct CompletionRequest {
     pub(crate) prompt: Option<Value>,
+    pub(crate) suffix: Option<String>,
+    pub(crate) echo: Option<bool>,
     #[serde(flatten)]
     pub(crate) common: Common,
 }

@@ -7,8 +7,8 @@ use crate::decoding::Candidate;
 pub(crate) struct EvenSplit;
 
 impl QuotaRule for EvenSplit {
-    fn take(&self, ranked: &[Candidate], state: &BlockState) -> usize {
-        self.planned(state).unwrap_or(0).min(ranked.len())
+    fn choose(&mut self, ranked: &[Candidate], state: &BlockState) -> Vec<usize> {
+        (0..self.planned(state).unwrap_or(0).min(ranked.len())).collect()
     }
 
     fn planned(&self, state: &BlockState) -> Option<usize> {

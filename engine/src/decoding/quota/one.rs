@@ -1,4 +1,4 @@
-use super::{BlockState, QuotaRule};
+use super::{BlockState, QuotaRule, best};
 use crate::decoding::Candidate;
 
 /// The best position.
@@ -6,8 +6,8 @@ use crate::decoding::Candidate;
 pub(crate) struct One;
 
 impl QuotaRule for One {
-    fn take(&self, ranked: &[Candidate], _: &BlockState) -> usize {
-        ranked.len().min(1)
+    fn choose(&mut self, ranked: &[Candidate], _: &BlockState) -> Vec<usize> {
+        best(1, ranked)
     }
 
     fn planned(&self, state: &BlockState) -> Option<usize> {

@@ -34,13 +34,15 @@ impl Timesteps {
 }
 
 impl QuotaRule for Timesteps {
-    fn take(&self, ranked: &[Candidate], state: &BlockState) -> usize {
-        if self.bernoulli && !state.is_last() {
+    fn choose(&mut self, ranked: &[Candidate], state: &BlockState) -> Vec<usize> {
+        let count = if self.bernoulli && !state.is_last() {
             // Scores are negative draws, best first.
             let share = f64::from(self.share(state));
-            return ranked.partition_point(|c| -c.score < share);
-        }
-        self.planned(state).unwrap_or(ranked.len()).min(ranked.len())
+            ranked.partition_point(|c| -c.score < share)
+        } else {
+            self.planned(state).unwrap_or(ranked.len()).min(ranked.len())
+        };
+        (0..count).collect()
     }
 
     fn planned(&self, state: &BlockState) -> Option<usize> {

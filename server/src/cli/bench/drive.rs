@@ -57,6 +57,7 @@ impl Watched {
                     self.sample.tokens_at.push(now);
                     self.sample.usage = usage;
                 }
+                Ok(Event::Scored(_)) => {}
                 Ok(Event::Finished { usage, .. }) => {
                     self.sample.usage = usage;
                     self.is_done = true;

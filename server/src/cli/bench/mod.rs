@@ -1,5 +1,6 @@
 //! `dfastllm bench`: what the engine does on this machine, without HTTP in between.
 
+mod denoising;
 mod drive;
 mod latency;
 mod report;
@@ -23,6 +24,8 @@ enum Measure {
     Throughput,
     /// Times a reader notices: to the first token, between tokens
     Latency,
+    /// Rows and time of the first passes over a canvas of --output-len, under each preset
+    Denoising,
 }
 
 /// Flags of a benchmark.
@@ -67,6 +70,10 @@ pub(crate) struct BenchArgs {
     #[arg(long, env = "DFASTLLM_DIFFUSION", default_value = "{}")]
     diffusion: String,
 
+    /// Denoising: passes timed under each preset
+    #[arg(long, env = "DFASTLLM_PASSES", default_value_t = 8)]
+    passes: usize,
+
     /// Latency: a prompt of this length arrives while streams run to the end of the context
     #[arg(
         long,
@@ -101,6 +108,7 @@ pub(crate) fn run(args: &BenchArgs, providers: &[Box<dyn DeviceProvider>]) -> Re
     let workload = Workload::new(args, &served)?;
     let outcome = match (args.measure, args.long_prompt, args.shared_prefix) {
         (Measure::Throughput, ..) => throughput::run(args, &served, workload),
+        (Measure::Denoising, ..) => denoising::run(args, &served, workload),
         (Measure::Latency, Some(long), _) => latency::long_prompt(args, &served, workload, long),
         (Measure::Latency, _, Some(n)) => latency::shared_prefix(args, &served, workload, n),
         (Measure::Latency, ..) => latency::run(args, &served, workload),
@@ -111,13 +119,14 @@ pub(crate) fn run(args: &BenchArgs, providers: &[Box<dyn DeviceProvider>]) -> Re
 }
 
 fn check(args: &BenchArgs) -> Result<(), Failure> {
-    for &n in args.concurrency.iter().chain(&args.requests) {
+    for &n in args.concurrency.iter().chain(&args.requests).chain([&args.passes]) {
         if !(1..=1_000_000).contains(&n) {
-            let message = format!("--concurrency and --requests: {n}, expected 1 to 1000000");
+            let message =
+                format!("--concurrency, --requests and --passes: {n}, expected 1 to 1000000");
             return Err(Failure::usage(message));
         }
     }
-    if args.measure == Measure::Throughput
+    if args.measure != Measure::Latency
         && (args.long_prompt.is_some() || args.shared_prefix.is_some())
     {
         let message = "--long-prompt and --shared-prefix are for latency";

@@ -34,6 +34,12 @@ impl FromStr for Lengths {
     }
 }
 
+impl Lengths {
+    pub(super) fn longest(self) -> usize {
+        self.to
+    }
+}
+
 /// What prompts say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Text {
@@ -82,6 +88,24 @@ impl<'a> Workload<'a> {
         prompt: Vec<u32>,
         max_tokens: usize,
     ) -> Result<GenerationRequest, Failure> {
+        let params = self.params(prompt, max_tokens)?;
+        GenerationRequest::new(params, &self.served.limits)
+            .map_err(|e| Failure::usage(e.to_string()))
+    }
+
+    /// Other diffusion settings from now on.
+    pub(super) fn set_diffusion(&mut self, given: Map<String, Value>) -> Result<(), Failure> {
+        self.diffusion = DiffusionFields::new(given).map_err(|e| Failure::usage(e.message()))?;
+        Ok(())
+    }
+
+    /// The longest prompt and answer that the flags allow, not checked yet.
+    pub(super) fn sized(&mut self) -> Result<RequestParams, Failure> {
+        let prompt = self.tokens(self.args.input_len.longest());
+        self.params(prompt, self.args.output_len.longest())
+    }
+
+    fn params(&mut self, prompt: Vec<u32>, max_tokens: usize) -> Result<RequestParams, Failure> {
         self.made += 1;
         let served = self.served;
         let decoding = match served.limits.reference {
@@ -92,7 +116,7 @@ impl<'a> Workload<'a> {
             ),
             None => None,
         };
-        let params = RequestParams {
+        Ok(RequestParams {
             ignore_eos: true,
             sampling: Sampling { temperature: self.args.temperature, ..Sampling::default() },
             decoding,
@@ -100,8 +124,7 @@ impl<'a> Workload<'a> {
             timeout: served.request_timeout,
             max_draft: served.speculative_tokens,
             ..RequestParams::new(prompt, max_tokens)
-        };
-        GenerationRequest::new(params, &served.limits).map_err(|e| Failure::usage(e.to_string()))
+        })
     }
 
     /// Prompt tokens never used before.

@@ -1,21 +1,32 @@
 //! Requests: can only be built valid. Every number is bounded here, before anything is allocated.
 
+mod checks;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dfastllm_models::ops::Filters;
-use dfastllm_models::{LoadedModel, ReferenceLoop};
+use dfastllm_models::PAGE_SIZE;
+use dfastllm_models::ops::{Filters, Penalties};
+use dfastllm_models::{Alignment, LoadedModel, ReferenceLoop};
 
+use self::checks::{
+    check_ids, check_lengths, check_model, check_parts, check_sampling, check_task,
+};
 use crate::RequestError;
-use crate::decoding::{DecodingConfig, Seeded, Uniforms};
+use crate::autoregressive::Autoregressive;
+use crate::decoding::{DecodingConfig, Quota, Rules, Seeded, Uniforms};
+use crate::denoising::{AdaptiveParallel, Denoising};
+use crate::plan::Generation;
+use crate::scoring::Scoring;
 
-const MAX_LOGIT_BIAS: usize = 1024;
 const MAX_STOP_IDS: usize = 128;
-const MAX_TOP_LOGPROBS: usize = 20;
 /// Longest draft that can be asked for.
 pub const MAX_DRAFT: usize = 64;
 /// Below it a temperature means greedy: dividing by it would overflow.
 const MIN_TEMPERATURE: f64 = 1e-5;
+/// Most samples of a likelihood.
+pub const MAX_SAMPLES: usize = 4096;
 
 /// What requests are checked against.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +41,10 @@ pub struct ModelLimits {
     pub mask_id: Option<u32>,
     /// The published loop of a model that denoises.
     pub reference: Option<ReferenceLoop>,
+    /// Which row predicts a position.
+    pub alignment: Alignment,
+    /// Whether a causal model that verifies drafts is there.
+    pub has_verifier: bool,
 }
 
 impl ModelLimits {
@@ -42,6 +57,8 @@ impl ModelLimits {
             end_ids: loaded.special.end_ids.clone(),
             mask_id: loaded.special.mask_id,
             reference: loaded.reference,
+            alignment: loaded.model.alignment(),
+            has_verifier: false,
         }
     }
 }
@@ -59,8 +76,83 @@ pub struct Sampling {
     pub min_p: Option<f64>,
     /// Added to single logits.
     pub logit_bias: Vec<(u32, f32)>,
+    /// Lowers tokens that are there already.
+    pub penalties: PenaltyScales,
     /// How many most probable tokens to report with each token.
     pub top_logprobs: usize,
+}
+
+/// How much tokens that are there already are lowered.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PenaltyScales {
+    /// Subtracted from the logits of generated tokens.
+    pub presence: f64,
+    /// Subtracted for each time a token was generated.
+    pub frequency: f64,
+    /// Divides the positive logits of tokens of prompt and answer; 1 is none.
+    pub repetition: f64,
+}
+
+impl Default for PenaltyScales {
+    fn default() -> Self {
+        Self { presence: 0.0, frequency: 0.0, repetition: 1.0 }
+    }
+}
+
+impl PenaltyScales {
+    /// The penalties after a prompt and what was generated, in whatever order.
+    pub(crate) fn over(&self, prompt: &[u32], generated: &[u32]) -> Penalties {
+        let mut counts = BTreeMap::new();
+        generated.iter().for_each(|&id| *counts.entry(id).or_insert(0) += 1);
+        let seen: BTreeSet<u32> = prompt.iter().chain(generated).copied().collect();
+        Penalties {
+            generated: counts.into_iter().collect(),
+            seen: if self.repetition == 1.0 { Vec::new() } else { seen.into_iter().collect() },
+            presence: self.presence as f32,
+            frequency: self.frequency as f32,
+            repetition: self.repetition as f32,
+        }
+    }
+}
+
+/// What is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Task {
+    /// An answer.
+    #[default]
+    Generate,
+    /// How likely each token of the prompt is after those before it.
+    ScorePrompt,
+    /// How likely the end of the prompt is, for a model that denoises.
+    Likelihood {
+        /// Where it begins.
+        answer_start: usize,
+        /// What is masked.
+        patterns: Patterns,
+    },
+}
+
+/// Masked positions of the samples of a likelihood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Patterns {
+    /// This many subsets, drawn with the request's seed.
+    Drawn(usize),
+    /// These subsets, counted from the answer's first position.
+    Given(Vec<Vec<usize>>),
+}
+
+/// A part of a text with gaps, after the prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InfillPart {
+    /// Text that stays.
+    Given(Vec<u32>),
+    /// Positions to fill.
+    Gap {
+        /// How many.
+        len: usize,
+        /// Whether an end token may end it earlier.
+        is_free: bool,
+    },
 }
 
 /// A request as asked for, unchecked.
@@ -92,6 +184,14 @@ pub struct RequestParams {
     pub max_draft: usize,
     /// Whether to report commits step by step.
     pub trace: bool,
+    /// Whether to report every change of the canvas as it happens.
+    pub progress: bool,
+    /// Whether the exact pass runs beside every pass that reuses keys and values.
+    pub audit: bool,
+    /// What is asked for.
+    pub task: Task,
+    /// Gaps and the text between and behind them; none for one gap of `max_tokens`.
+    pub infill: Vec<InfillPart>,
 }
 
 impl RequestParams {
@@ -112,6 +212,10 @@ impl RequestParams {
             timeout: Duration::from_secs(300),
             max_draft: 0,
             trace: false,
+            progress: false,
+            audit: false,
+            task: Task::Generate,
+            infill: Vec::new(),
         }
     }
 }
@@ -134,6 +238,14 @@ pub struct GenerationRequest {
     pub(crate) timeout: Duration,
     pub(crate) max_draft: usize,
     pub(crate) trace: bool,
+    pub(crate) progress: bool,
+    pub(crate) audit: bool,
+    pub(crate) task: Task,
+    /// Text and gaps after the prompt.
+    pub(crate) parts: Vec<InfillPart>,
+    pub(crate) penalties: Option<PenaltyScales>,
+    pub(crate) rules: Option<Rules>,
+    lead: usize,
 }
 
 impl GenerationRequest {
@@ -151,6 +263,11 @@ impl GenerationRequest {
         }
         check_ids("prompt", &params.prompt, limits.vocab)?;
         check_ids("stop_token_ids", &params.stop_token_ids, limits.vocab)?;
+        check_task(&params, limits)?;
+        if let Some(config) = &params.decoding {
+            check_model(config, &params, limits)?;
+        }
+        let parts = check_parts(&params, limits)?;
         let decoding = match (params.decoding, limits.mask_id) {
             (Some(config), Some(mask_id)) => {
                 config.validate()?;
@@ -185,7 +302,25 @@ impl GenerationRequest {
             timeout: params.timeout,
             max_draft: params.max_draft,
             trace: params.trace,
+            progress: params.progress,
+            audit: params.audit,
+            task: params.task,
+            parts,
+            penalties: Some(params.sampling.penalties)
+                .filter(|penalties| *penalties != PenaltyScales::default()),
+            rules: None,
+            lead: match limits.alignment {
+                Alignment::Same => 0,
+                Alignment::Next => 1,
+            },
         })
+    }
+
+    /// Replaces rules of the configuration, to replay what another program did.
+    #[must_use]
+    pub fn with_rules(mut self, rules: Rules) -> Self {
+        self.rules = Some(rules);
+        self
     }
 
     /// Replaces the seeded uniform numbers of decoding rules, to replay recorded draws.
@@ -195,9 +330,10 @@ impl GenerationRequest {
         self
     }
 
-    /// The bias of a generated position: end tokens are banned before `min_tokens`.
-    pub(crate) fn bias_at(&self, position: usize) -> Arc<[(u32, f32)]> {
-        if position >= self.min_tokens {
+    /// The bias of the generated position of this rank: end tokens are banned before `min_tokens`
+    /// and where there is no place for them.
+    pub(crate) fn bias_at(&self, rank: usize, takes_end: bool) -> Arc<[(u32, f32)]> {
+        if rank >= self.min_tokens && takes_end {
             return self.bias.clone();
         }
         let banned = self.end_ids.iter().map(|&id| (id, f32::NEG_INFINITY));
@@ -206,8 +342,47 @@ impl GenerationRequest {
 
     /// Longest the sequence can become.
     pub(crate) fn total_len(&self) -> usize {
-        self.prompt.len() + self.max_tokens
+        self.prompt.len() + parts_len(&self.parts)
     }
+
+    /// Positions of the pool the request may need at once.
+    pub(crate) fn kept_positions(&self) -> usize {
+        match (&self.task, &self.decoding) {
+            (Task::Generate, None) => self.total_len(),
+            (Task::Generate, Some((config, _))) => Denoising::pages(self, config) * PAGE_SIZE,
+            _ => 0,
+        }
+    }
+
+    /// Whether the answer is a canvas.
+    pub(crate) fn denoises(&self) -> bool {
+        self.decoding.is_some() && self.task == Task::Generate
+    }
+
+    /// The loop that answers it.
+    pub(crate) fn into_generation(self) -> Box<dyn Generation> {
+        if self.task != Task::Generate {
+            return Box::new(Scoring::new(self));
+        }
+        let lead = self.lead;
+        match self.decoding.clone() {
+            None => Box::new(Autoregressive::new(self)),
+            Some((config, mask_id)) => match config.quota {
+                Quota::Adaptive { weight } => {
+                    Box::new(AdaptiveParallel::new(self, config, weight, (mask_id, lead)))
+                }
+                _ => Box::new(Denoising::new(self, config, (mask_id, lead))),
+            },
+        }
+    }
+}
+
+fn parts_len(parts: &[InfillPart]) -> usize {
+    let len = |part: &InfillPart| match part {
+        InfillPart::Given(ids) => ids.len(),
+        InfillPart::Gap { len, .. } => *len,
+    };
+    parts.iter().map(len).fold(0, usize::saturating_add)
 }
 
 /// The request's bias; a position is never filled with the mask itself.
@@ -224,73 +399,5 @@ fn filters(sampling: &Sampling) -> Filters {
         top_p: sampling.top_p,
         min_p: sampling.min_p,
         ..Filters::default()
-    }
-}
-
-fn check_lengths(params: &RequestParams, limits: &ModelLimits) -> Result<(), RequestError> {
-    let (prompt, max_tokens, context) =
-        (params.prompt.len(), params.max_tokens, limits.max_model_len);
-    if prompt == 0 {
-        return Err(RequestError::new("prompt", "the prompt has no tokens, expected at least one"));
-    }
-    if max_tokens == 0 {
-        return Err(RequestError::new("max_tokens", "max_tokens is 0, expected at least 1"));
-    }
-    if prompt.saturating_add(max_tokens) > context {
-        let message = format!(
-            "This model's maximum context length is {context} tokens; \
-             the prompt has {prompt} and max_tokens is {max_tokens}"
-        );
-        let error = RequestError::new("max_tokens", message);
-        return Err(RequestError { context_exceeded: true, ..error });
-    }
-    if params.max_draft > MAX_DRAFT {
-        let message = format!("drafts of {} tokens, at most {MAX_DRAFT}", params.max_draft);
-        return Err(RequestError::new("max_draft", message));
-    }
-    if params.min_tokens > max_tokens {
-        let message = format!("min_tokens is {}, expected at most max_tokens", params.min_tokens);
-        return Err(RequestError::new("min_tokens", message));
-    }
-    Ok(())
-}
-
-fn check_sampling(sampling: &Sampling, limits: &ModelLimits) -> Result<(), RequestError> {
-    let range = |param, value: f64, from: f64, to: f64| {
-        if (from..=to).contains(&value) {
-            return Ok(());
-        }
-        Err(RequestError::new(param, format!("{param} is {value}, expected {from} to {to}")))
-    };
-    range("temperature", sampling.temperature, 0.0, 100.0)?;
-    range("top_p", sampling.top_p.unwrap_or(1.0), 0.0, 1.0)?;
-    range("min_p", sampling.min_p.unwrap_or(0.0), 0.0, 1.0)?;
-    if sampling.top_k == Some(0) {
-        return Err(RequestError::new("top_k", "top_k is 0, expected at least 1"));
-    }
-    if sampling.top_logprobs > MAX_TOP_LOGPROBS {
-        let found = sampling.top_logprobs;
-        let message = format!("{found} log-probabilities asked for, at most {MAX_TOP_LOGPROBS}");
-        return Err(RequestError::new("logprobs", message));
-    }
-    let entries = sampling.logit_bias.len();
-    if entries > MAX_LOGIT_BIAS {
-        let message = format!("logit_bias has {entries} entries, at most {MAX_LOGIT_BIAS}");
-        return Err(RequestError::new("logit_bias", message));
-    }
-    for &(id, bias) in &sampling.logit_bias {
-        check_ids("logit_bias", &[id], limits.vocab)?;
-        range("logit_bias", f64::from(bias), -100.0, 100.0)?;
-    }
-    Ok(())
-}
-
-fn check_ids(param: &'static str, ids: &[u32], vocab: usize) -> Result<(), RequestError> {
-    match ids.iter().find(|&&id| id as usize >= vocab) {
-        None => Ok(()),
-        Some(id) => {
-            let message = format!("token id {id} is outside the vocabulary of {vocab}");
-            Err(RequestError::new(param, message))
-        }
     }
 }

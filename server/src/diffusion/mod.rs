@@ -1,12 +1,14 @@
 //! The `diffusion` object of a request, its aliases, and the knobs they set.
 
-use std::str::FromStr;
+mod knobs;
 
-use dfastllm_engine::decoding::{DecodingConfig, Preset, Quota, Region, Score, preset};
-use dfastllm_models::ReferenceLoop;
+use dfastllm_engine::{Patterns, Task};
 use serde_json::{Map, Value};
 
 use crate::ApiError;
+
+/// Samples of a likelihood, unless it says otherwise (EVAL.md of ML-GSAI/LLaDA).
+const SAMPLES: usize = 128;
 
 /// Spellings of the original scripts and of the replaced server, and the field each stands for.
 const ALIASES: [(&str, &str); 6] = [
@@ -26,43 +28,38 @@ const SCORE_ALIASES: [(&str, &str); 4] = [
     ("origin", "random"),
 ];
 
-/// Fields of the contract that this version does not compute yet; refused, never ignored.
-const NOT_YET: [&str; 17] = [
-    "factor",
-    "entropy_bound",
-    "refresh_every",
-    "vicinity",
-    "window",
-    "low_threshold",
-    "stable_kl",
-    "stable_steps",
-    "verify_threshold",
-    "credit",
-    "remask_threshold",
-    "progress",
-    "likelihood",
-    "cache",
-    "remask",
-    "canvas",
-    "logits_eos_inf",
-];
-
-/// Values of those fields that ask for what is done anyway.
-const NEUTRAL: [(&str, &str); 3] = [("cache", "none"), ("remask", "none"), ("canvas", "fixed")];
-
-/// Fields that are computed.
-const FIELDS: [&str; 11] = [
+/// Fields under their own names.
+const FIELDS: [&str; 30] = [
     "preset",
     "steps",
     "block_length",
     "eps",
     "region",
+    "window",
     "score",
     "quota",
     "threshold",
+    "factor",
+    "entropy_bound",
+    "low_threshold",
+    "stable_kl",
+    "stable_steps",
+    "draft_weight",
     "order_temperature",
     "cfg_scale",
+    "cache",
+    "refresh_every",
+    "vicinity",
+    "remask",
+    "remask_threshold",
+    "verify_threshold",
+    "credit",
+    "canvas",
+    "speculate",
     "trace",
+    "progress",
+    "likelihood",
+    "infill",
 ];
 
 /// Moves aliases from the top level of a request into its `diffusion` object, under their own
@@ -104,133 +101,44 @@ impl DiffusionFields {
         Ok(Self(fields))
     }
 
-    pub(crate) fn trace(&self) -> Result<bool, ApiError> {
-        match self.0.get("trace") {
-            None => Ok(false),
-            Some(value) => value.as_bool().ok_or_else(|| wrong("trace", value, "a boolean")),
-        }
-    }
-
     /// Generated length, where the alias gives it.
     pub(crate) fn max_tokens(&self) -> Option<&Value> {
         self.0.get("max_tokens")
     }
 
-    /// The knobs for a canvas of `length`.
-    pub(crate) fn config(
-        &self,
-        default: Preset,
-        published: ReferenceLoop,
-        length: usize,
-    ) -> Result<DecodingConfig, ApiError> {
-        let named = match self.text("preset")? {
-            Some(name) => {
-                Preset::from_str(name).map_err(|m| ApiError::invalid("diffusion.preset", m))?
-            }
-            None => default,
-        };
-        let base = preset(named, published, length);
-        let region = self.region(base.region)?;
-        let score = self.score(base.score)?;
-        let config = DecodingConfig {
-            region,
-            quota: self.quota(base.quota, score, published, length)?,
-            score,
-            order_temperature: self.number("order_temperature")?.unwrap_or(base.order_temperature),
-            cfg_scale: self.number("cfg_scale")?.unwrap_or(base.cfg_scale),
-            ..base
-        };
-        if named == Preset::Reference {
-            check_division(&config, length)?;
-        }
-        Ok(config)
+    fn has(&self, field: &str) -> bool {
+        self.0.contains_key(field)
     }
 
-    fn region(&self, base: Region) -> Result<Region, ApiError> {
-        let length = self.integer("block_length")?;
-        match (self.text("region")?, length) {
-            (None, None) => Ok(base),
-            (None | Some("blocks"), Some(length)) => Ok(Region::Blocks(length)),
-            (Some("canvas"), None) => Ok(Region::Canvas),
-            (Some("blocks"), None) => match base {
-                Region::Blocks(_) => Ok(base),
-                Region::Canvas => Ok(Region::Blocks(32)),
+    /// A field that is true or false.
+    pub(crate) fn flag(&self, field: &str) -> Result<Option<bool>, ApiError> {
+        match self.0.get(field) {
+            None => Ok(None),
+            Some(value) => match value.as_bool() {
+                Some(value) => Ok(Some(value)),
+                None => Err(wrong(field, value, "a boolean")),
             },
-            (Some("canvas"), Some(_)) => {
-                let message = "region is canvas, which has no block_length";
-                Err(ApiError::invalid("diffusion.block_length", message))
-            }
-            (Some(other), _) => Err(choice("region", other, "canvas, blocks")),
         }
     }
 
-    fn score(&self, base: Score) -> Result<Score, ApiError> {
-        match self.text("score")? {
-            None => Ok(base),
-            Some("probability") => Ok(Score::Probability),
-            Some("margin") => Ok(Score::Margin),
-            Some("entropy") => Ok(Score::Entropy),
-            Some("random") => Ok(Score::Random),
-            Some("left_to_right") => Ok(Score::LeftToRight),
-            Some(other) => {
-                Err(choice("score", other, "probability, margin, entropy, random, left_to_right"))
-            }
-        }
+    /// The gaps and texts to fill, as given.
+    pub(crate) fn infill(&self) -> Option<&Value> {
+        self.0.get("infill")
     }
 
-    /// A parameter selects its rule; two rules at once are refused.
-    fn quota(
-        &self,
-        base: Quota,
-        score: Score,
-        published: ReferenceLoop,
-        length: usize,
-    ) -> Result<Quota, ApiError> {
-        let (steps, eps) = (self.integer("steps")?, self.number("eps")?);
-        let threshold = self.number("threshold")?;
-        let base_eps = match base {
-            Quota::Timesteps { eps, .. } | Quota::Bernoulli { eps, .. } => Some(eps),
-            _ => None,
-        };
-        let scheduled = steps.is_some() || eps.is_some();
-        let implied = match (scheduled, threshold) {
-            (true, Some(_)) => {
-                let message = "steps or eps select the quota schedule, threshold another one";
-                return Err(ApiError::invalid("diffusion.threshold", message));
+    /// What `likelihood` asks for.
+    pub(crate) fn likelihood(&self) -> Result<Option<Task>, ApiError> {
+        let Some(value) = self.0.get("likelihood") else { return Ok(None) };
+        let expected = "{\"answer_start\": tokens, \"samples\": number}";
+        let whole = |field: &str| value[field].as_u64().and_then(|n| usize::try_from(n).ok());
+        let known = |name: &String| matches!(name.as_str(), "answer_start" | "samples");
+        let is_known = value.as_object().is_some_and(|fields| fields.keys().all(known));
+        let samples = if value["samples"].is_null() { Some(SAMPLES) } else { whole("samples") };
+        match (whole("answer_start"), samples, is_known) {
+            (Some(answer_start), Some(samples), true) => {
+                Ok(Some(Task::Likelihood { answer_start, patterns: Patterns::Drawn(samples) }))
             }
-            (true, None) => Some("schedule"),
-            (false, Some(_)) => Some("threshold"),
-            (false, None) => None,
-        };
-        let named = self.text("quota")?;
-        if let (Some(named), Some(implied)) = (named, implied)
-            && named != implied
-            && !(implied == "schedule" && named == "bernoulli")
-        {
-            let message = format!("quota is {named}, but its parameters are those of {implied}");
-            return Err(ApiError::invalid("diffusion.quota", message));
-        }
-        let steps = steps.or(base.steps()).unwrap_or(length);
-        let origin = published == ReferenceLoop::Timesteps && score == Score::Random;
-        match named.or(implied) {
-            Some("bernoulli") => {
-                Ok(Quota::Bernoulli { steps, eps: eps.or(base_eps).unwrap_or(1e-3) })
-            }
-            Some("schedule") => Ok(match eps.or(base_eps) {
-                Some(eps) if origin && named.is_none() => Quota::Bernoulli { steps, eps },
-                Some(eps) => Quota::Timesteps { steps, eps },
-                None => Quota::EvenSplit { steps },
-            }),
-            Some("threshold") => Ok(Quota::Threshold(threshold.unwrap_or(0.9))),
-            Some("one") => Ok(Quota::One),
-            Some(other) => Err(choice("quota", other, "schedule, bernoulli, threshold, one")),
-            // Dream's `alg` other than origin turns its draws into a schedule.
-            None => Ok(match base {
-                Quota::Bernoulli { steps, eps } if score != Score::Random => {
-                    Quota::Timesteps { steps, eps }
-                }
-                other => other,
-            }),
+            _ => Err(wrong("likelihood", value, expected)),
         }
     }
 
@@ -260,40 +168,8 @@ impl DiffusionFields {
     }
 }
 
-/// The published loops need blocks to divide the canvas and steps to divide among the blocks.
-fn check_division(config: &DecodingConfig, length: usize) -> Result<(), ApiError> {
-    if let Region::Blocks(size) = config.region
-        && size > 0
-        && !length.is_multiple_of(size)
-    {
-        let message = format!(
-            "block_length is {size}, which does not divide the generated length {length}; \
-             the reference loop needs it to"
-        );
-        return Err(ApiError::invalid("diffusion.block_length", message));
-    }
-    let blocks = config.blocks(length);
-    match config.quota.steps() {
-        Some(steps) if !steps.is_multiple_of(blocks) => {
-            let message = format!(
-                "steps is {steps}, expected a multiple of the number of blocks ({blocks}) \
-                 in the reference loop"
-            );
-            Err(ApiError::invalid("diffusion.steps", message))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// The field and value an entry stands for; `None` if it stands for the default.
 fn resolve(name: &str, value: Value) -> Result<Option<(&str, Value)>, ApiError> {
-    if NOT_YET.contains(&name) {
-        if NEUTRAL.iter().any(|(field, neutral)| *field == name && value == *neutral) {
-            return Ok(None);
-        }
-        let message = format!("diffusion.{name} is not available in this version");
-        return Err(ApiError::unsupported(&format!("diffusion.{name}"), message));
-    }
     if FIELDS.contains(&name) {
         return Ok(Some((name, value)));
     }
@@ -334,6 +210,10 @@ fn choice(field: &str, found: &str, expected: &str) -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use dfastllm_engine::decoding::{
+        Cache, Canvas, DecodingConfig, Preset, Quota, Region, Revise, Score,
+    };
+    use dfastllm_models::ReferenceLoop;
     use serde_json::json;
 
     use super::*;
@@ -357,7 +237,28 @@ mod tests {
         assert_eq!(llada(json!({"parallel_decoding": false})).quota, Quota::One);
         assert_eq!(llada(json!({"block_length": 8})).region, Region::Blocks(8));
         assert_eq!(llada(json!({"remasking": "random"})).score, Score::Random);
-        assert_eq!(llada(json!({"steps": null, "cache": "none"})).quota, Quota::Threshold(0.9));
+        assert_eq!(llada(json!({"steps": null, "cache": "none"})).cache, Cache::None);
+        assert_eq!(llada(json!({"factor": 0.5})).quota, Quota::Factor(0.5));
+        assert_eq!(llada(json!({"entropy_bound": 0.2})).quota, Quota::EntropyBound(0.2));
+        let runs = Quota::Hierarchical { low: 0.3, high: 0.8 };
+        assert_eq!(llada(json!({"threshold": 0.8, "low_threshold": 0.3})).quota, runs);
+        let stable = Quota::Stable { threshold: 0.9, divergence: 0.5, passes: 2 };
+        assert_eq!(llada(json!({"stable_kl": 0.5})).quota, stable);
+        assert_eq!(llada(json!({"window": 8})).region, Region::Window(8));
+        let wide = Cache::Vicinity { left: 1, right: 2 };
+        assert_eq!(llada(json!({"vicinity": [1, 2]})).cache, wide);
+        let interval = llada(json!({"cache": "interval"}));
+        assert_eq!((interval.cache, interval.refresh_every), (Cache::Interval, Some(8)));
+        let wino = llada(json!({"remask": "wino"}));
+        assert_eq!((wino.revise, wino.quota), (Revise::Wino(0.9), Quota::Threshold(0.6)));
+        assert_eq!(llada(json!({"remask_threshold": 0.2})).revise, Revise::Below(0.2));
+        let daedal = llada(json!({"canvas": "daedal"}));
+        assert_eq!((daedal.canvas, daedal.cache), (Canvas::Daedal, Cache::Prefix));
+        let adaptive = llada(json!({"quota": "adaptive"}));
+        assert_eq!((adaptive.region, adaptive.score), (Region::Window(16), Score::LeftToRight));
+        for config in [wino, interval, daedal, adaptive] {
+            config.validate().unwrap();
+        }
     }
 
     #[test]
@@ -379,11 +280,16 @@ mod tests {
             (json!({"quota": "one", "threshold": 0.9}), "quota is one"),
             (json!({"alg": "entropy", "score": "margin"}), "score is"),
             (json!({"preset": "reference", "block_length": 32, "steps": 7}), "a multiple"),
-            (json!({"window": "none"}), "diffusion.window is not available"),
-            (json!({"cache": "dual"}), "diffusion.cache is not available"),
-            (json!({"factor": 1.0}), "diffusion.factor is not available"),
+            (json!({"window": "none"}), "diffusion.window is"),
+            (json!({"cache": "full"}), "expected one of none, prefix"),
+            (json!({"factor": 1.0, "entropy_bound": 1.0}), "selects the quota factor"),
+            (json!({"quota": "factor", "stable_kl": 1.0}), "stable_kl is for stable"),
+            (json!({"cache": "dual", "vicinity": [1, 1]}), "cache is dual"),
+            (json!({"remask": "wino", "remask_threshold": 0.5}), "remask is wino"),
+            (json!({"block_length": 8, "window": 8}), "window another one"),
+            (json!({"canvas": "grow", "region": "canvas"}), "expected blocks"),
             (json!({"stepz": 1}), "unknown field diffusion.stepz"),
-            (json!({"preset": "turbo"}), "turbo"),
+            (json!({"preset": "best"}), "turbo"),
             (json!({"score": "best"}), "expected one of probability"),
             (json!({"steps": -1}), "a positive whole number"),
             (json!({"preset": "reference", "block_length": 24}), "does not divide"),

@@ -1,0 +1,93 @@
+//! Prompts that are part of the answer, and how likely the model finds them.
+
+use dfastllm_engine::{PromptScores, RequestParams, SettledToken, Task, Usage};
+use dfastllm_models::{SpecialTokens, Tokenizer};
+use serde_json::{Value, json};
+
+use crate::generation::score;
+use crate::logprobs::completions;
+use crate::{ApiError, ServedModel};
+
+/// A prompt at the beginning of its answer.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Echo {
+    pub(crate) text: String,
+    /// Its tokens, if log-probabilities are wanted; the first has none.
+    tokens: Vec<SettledToken>,
+}
+
+impl Echo {
+    /// The `logprobs` object of prompt and answer.
+    pub(crate) fn logprobs(&self, answer: &[SettledToken], tokenizer: &Tokenizer) -> Value {
+        let prompt = self.tokens.iter().enumerate();
+        let prompt = prompt.map(|(i, t)| (t, (i > 0).then_some(t.logprob)));
+        let offset = if self.tokens.is_empty() { self.text.chars().count() } else { 0 };
+        let answer = answer.iter().map(|t| (t, Some(t.logprob)));
+        completions(prompt.chain(answer), offset, tokenizer)
+    }
+}
+
+/// A prompt as given, or the text of its ids.
+pub(crate) fn text_of(given: Option<&str>, ids: &[u32], tokenizer: &Tokenizer) -> String {
+    given.map_or_else(|| tokenizer.decode(ids, SpecialTokens::Include), str::to_owned)
+}
+
+/// Echoes of prompts; scored if `params` asks for log-probabilities.
+pub(crate) async fn echoes(
+    prompts: &[(String, Vec<u32>)],
+    params: &RequestParams,
+    wants_scores: bool,
+    served: &ServedModel,
+) -> Result<(Vec<Echo>, Usage), ApiError> {
+    let (mut echoes, mut total) = (Vec::new(), Usage::default());
+    for (text, ids) in prompts {
+        let mut echo = Echo { text: text.clone(), tokens: Vec::new() };
+        if wants_scores {
+            let params = RequestParams {
+                prompt: ids.clone(),
+                max_tokens: 0,
+                task: Task::ScorePrompt,
+                infill: Vec::new(),
+                ..params.clone()
+            };
+            let (scores, usage) = score(served, params).await?;
+            let PromptScores::Tokens(scored) = scores else { continue };
+            let unscored =
+                |id| SettledToken { id, logprob: 0.0, top: vec![], is_end: false, gap: 0 };
+            echo.tokens.extend(ids.first().copied().map(unscored));
+            echo.tokens.extend(scored);
+            total.merge(&Usage { prompt_tokens: 0, ..usage });
+        }
+        echoes.push(echo);
+    }
+    Ok((echoes, total))
+}
+
+/// A choice for each prompt with the estimate of its answer's likelihood.
+pub(crate) async fn likelihoods(
+    prompts: &[(String, Vec<u32>)],
+    params: &RequestParams,
+    served: &ServedModel,
+) -> Result<(Vec<Value>, Usage), ApiError> {
+    let (mut choices, mut total) = (Vec::new(), Usage::default());
+    for (index, (_, ids)) in prompts.iter().enumerate() {
+        let params = RequestParams { prompt: ids.clone(), ..params.clone() };
+        let (scores, usage) = score(served, params).await?;
+        let PromptScores::Likelihood(found) = scores else { continue };
+        // A single sample tells nothing of its error.
+        let error = Some(found.standard_error).filter(|e| e.is_finite());
+        choices.push(json!({
+            "index": index,
+            "text": "",
+            "logprobs": null,
+            "finish_reason": "stop",
+            "likelihood": {
+                "total": found.total,
+                "standard_error": error,
+                "samples": found.samples.len(),
+            },
+        }));
+        total.merge(&usage);
+    }
+    Ok((choices, total))
+}
