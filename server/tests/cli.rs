@@ -167,7 +167,7 @@ fn mistakes_exit_2_with_one_line() {
         vec!["serve", "--port", "99999"],
         vec!["serve", "--device", "gpu"],
         vec!["serve", "--dtype", "f8"],
-        vec!["serve", "--preset", "turbo"],
+        vec!["serve", "--preset", "best"],
         vec!["serve", "--max-num-seqs", "0"],
         vec!["serve", "--threads", "0"],
         vec!["serve", "--model", "builtin:other"],
@@ -182,7 +182,12 @@ fn mistakes_exit_2_with_one_line() {
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
         assert_eq!(stderr(&output).lines().count(), 1, "{args:?}: {}", stderr(&output));
     }
-    for args in [vec!["serve", "--device", "cuda"], vec!["serve", "--model", "/no/such/folder"]] {
+    for args in [
+        vec!["serve", "--device", "cuda"],
+        vec!["serve", "--model", "/no/such/folder"],
+        vec!["serve", "--draft-model", "builtin:tiny-dream"],
+        vec!["serve", "--model", "builtin:tiny-phi", "--draft-model", "builtin:tiny-phi"],
+    ] {
         let output = run(&args);
         assert_eq!(output.status.code(), Some(1), "{args:?}: {}", stderr(&output));
     }

@@ -41,6 +41,9 @@ fn is_right(task: &Value, answer: &str) -> bool {
     }
 }
 
+/// Accuracy of the preset `reference` in both families (BENCHMARKS.md).
+const REFERENCE: f64 = 31.4;
+
 struct Outcome {
     accuracy: f64,
     mean_forwards: f64,
@@ -80,6 +83,15 @@ async fn check(model: &str, settings: Value, accuracy: f64, forwards: f64) {
     assert!(outcome.mean_forwards <= forwards + 0.1, "{name}: {}", outcome.mean_forwards);
 }
 
+/// A preset loses at most this many points against the published loop, and takes few passes.
+async fn check_preset(model: &str, preset: &str, loses: f64, forwards: f64) {
+    let server = serve_builtin(model).await;
+    let outcome = run(&server, model, json!({"preset": preset})).await;
+    println!("{model} {preset}: {:.1} % {:.1} forwards", outcome.accuracy, outcome.mean_forwards);
+    assert!(outcome.accuracy >= REFERENCE - loses, "{model} {preset}: {}", outcome.accuracy);
+    assert!(outcome.mean_forwards <= forwards, "{model} {preset}: {}", outcome.mean_forwards);
+}
+
 fn schedule(steps: usize) -> Value {
     json!({
         "preset": "exact", "score": "probability", "quota": "schedule",
@@ -104,12 +116,12 @@ async fn llada_four_a_step() {
 
 #[tokio::test]
 async fn llada_threshold() {
-    check("tiny-llada", json!({"preset": "fast"}), 32.6, 13.8).await;
+    check("tiny-llada", json!({"cache": "none", "threshold": 0.9}), 32.6, 13.8).await;
 }
 
 #[tokio::test]
 async fn dream_one_a_step() {
-    let one = json!({"preset": "fast", "quota": "one"});
+    let one = json!({"preset": "fast", "cache": "none", "quota": "one"});
     check("tiny-dream", one, 33.7, 54.7).await;
 }
 
@@ -117,11 +129,23 @@ async fn dream_one_a_step() {
 async fn dream_four_a_step() {
     // Dream's schedule counts time steps; an even split is LLaDA's, so the rule is named by steps
     // of the fast preset, which has no eps.
-    let four = json!({"preset": "fast", "block_length": 32, "steps": 32});
+    let four = json!({"preset": "fast", "cache": "none", "block_length": 32, "steps": 32});
     check("tiny-dream", four, 31.4, 13.2).await;
 }
 
 #[tokio::test]
 async fn dream_threshold() {
-    check("tiny-dream", json!({"preset": "fast"}), 33.7, 15.6).await;
+    check("tiny-dream", json!({"cache": "none", "threshold": 0.9}), 33.7, 15.6).await;
+}
+
+#[tokio::test]
+async fn fast_loses_at_most_a_point() {
+    check_preset("tiny-llada", "fast", 1.0, 8.6).await;
+    check_preset("tiny-dream", "fast", 1.0, 8.6).await;
+}
+
+#[tokio::test]
+async fn turbo_loses_at_most_three_points() {
+    check_preset("tiny-llada", "turbo", 3.0, 6.0).await;
+    check_preset("tiny-dream", "turbo", 3.0, 6.0).await;
 }

@@ -12,10 +12,11 @@ use super::{
 
 /// Dream's default.
 const EPS: f64 = 1e-3;
-/// Block length and threshold of Fast-dLLM's main results (arXiv 2505.22618, table 1).
+/// Block length of Fast-dLLM's main results (arXiv 2505.22618, table 1).
 const FAST_BLOCK: usize = 32;
-const FAST_THRESHOLD: f64 = 0.9;
-const TURBO_THRESHOLD: f64 = 0.7;
+/// Bounds in nats, from the curves in BENCHMARKS.md.
+const FAST_ENTROPY: f64 = 2.0;
+const TURBO_ENTROPY: f64 = 4.0;
 
 /// A named set of decoding knobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,9 +25,9 @@ pub enum Preset {
     Reference,
     /// The same tokens without its wasted passes.
     Exact,
-    /// Blocks of 32, every position at least 0.9 confident, dual cache.
+    /// Blocks of 32, as many positions as keep their entropies within 2 nats, dual cache.
     Fast,
-    /// The same, less sure.
+    /// The same with 4 nats.
     Turbo,
 }
 
@@ -71,7 +72,7 @@ pub fn preset(preset: Preset, published: ReferenceLoop, length: usize) -> Decodi
         Preset::Fast => DecodingConfig {
             region: Region::Blocks(FAST_BLOCK),
             score: Score::Probability,
-            quota: Quota::Threshold(FAST_THRESHOLD),
+            quota: Quota::EntropyBound(FAST_ENTROPY),
             // Filters can leave one token, whose probability is then 1 however unsure the model is.
             confidence_of: ConfidenceOf::Raw,
             cache: Cache::Dual,
@@ -81,7 +82,7 @@ pub fn preset(preset: Preset, published: ReferenceLoop, length: usize) -> Decodi
             ..reference
         },
         Preset::Turbo => DecodingConfig {
-            quota: Quota::Threshold(TURBO_THRESHOLD),
+            quota: Quota::EntropyBound(TURBO_ENTROPY),
             ..self::preset(Preset::Fast, published, length)
         },
     }

@@ -227,6 +227,7 @@ impl DecodingConfig {
             ("diffusion.cache", self.cache == Cache::Interval, "a cache other than interval"),
             ("diffusion.canvas", self.canvas == Canvas::Daedal, "canvas fixed or grow"),
             ("diffusion.credit", self.credit, "no credit"),
+            ("diffusion.refresh_every", self.refresh_every.is_some(), "no refresh_every"),
         ] {
             if differs {
                 return refuse(param, format!("speculate needs {needed}"));

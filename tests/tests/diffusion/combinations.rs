@@ -142,7 +142,7 @@ fn every_accepted_combination_ends_well() {
         let prompt = &prompts(file, 1)[0][..5];
         let mut requests = requests(&served, prompt);
         println!("{family}: {} combinations", requests.len());
-        assert!(requests.len() > 400);
+        assert!(requests.len() > 300, "{}", requests.len());
         let mut plain: HashMap<usize, Vec<SettledToken>> = HashMap::new();
         while !requests.is_empty() {
             let rest = requests.split_off(requests.len().min(200));
@@ -155,10 +155,6 @@ fn every_accepted_combination_ends_well() {
                 let name = format!("{family} {number} {config:?}");
                 let answer = answer(&running).unwrap_or_else(|e| panic!("{name}: {e}"));
                 check(&name, &config, mask_id, &answer);
-                // Refreshes by number of passes come at other steps where passes are saved.
-                if config.refresh_every == Some(3) {
-                    continue;
-                }
                 let tokens = plain.entry(number % PLAIN).or_insert_with(|| answer.tokens.clone());
                 assert!(*tokens == answer.tokens, "{name}: {:?}", config.speculate);
             }
@@ -169,13 +165,15 @@ fn every_accepted_combination_ends_well() {
 /// Requests that have little in common.
 fn mixed(published: ReferenceLoop, prompts: &[Vec<u32>], index: usize) -> RequestParams {
     let presets = [Preset::Reference, Preset::Exact, Preset::Fast, Preset::Turbo];
-    let length = 12 + index * 7 % 30;
+    let length = 12 + index * 7 % 20;
     let base = preset(presets[index % 4], published, length);
-    let cache = if index % 4 == 0 { Cache::None } else { caches()[index / 4 % 4] };
-    let can_speculate = matches!(base.quota, Quota::EvenSplit { .. }) && cache != Cache::Interval;
+    let cache = if index.is_multiple_of(4) { Cache::None } else { caches()[index / 4 % 4] };
+    let refresh_every = (cache != Cache::None && index.is_multiple_of(5)).then_some(4);
+    let is_planned = matches!(base.quota, Quota::EvenSplit { .. });
+    let can_speculate = is_planned && cache != Cache::Interval && refresh_every.is_none();
     let config = DecodingConfig {
         cache,
-        refresh_every: (cache != Cache::None && index % 5 == 0).then_some(4),
+        refresh_every,
         revise: if index % 8 == 2 { Revise::Below(0.6) } else { Revise::None },
         cfg_scale: if index % 16 == 3 { 0.7 } else { 0.0 },
         speculate: if can_speculate && index % 8 == 1 { 3 } else { 0 },
@@ -183,7 +181,7 @@ fn mixed(published: ReferenceLoop, prompts: &[Vec<u32>], index: usize) -> Reques
         ..base
     };
     let temperature = [0.0, 0.0, 0.7, 1.2][index / 2 % 4];
-    let top_p = (index % 3 == 0).then_some(0.9);
+    let top_p = index.is_multiple_of(3).then_some(0.9);
     let sampling = Sampling { temperature, top_p, top_logprobs: index % 3, ..Sampling::default() };
     RequestParams {
         sampling,

@@ -67,7 +67,7 @@ fn pass(name: &'static str, positions: Vec<usize>, spans: Vec<SpanRequest>) -> P
 
 /// A causal sequence on pages 3, 1 and a bidirectional one on page 5, over four passes.
 fn passes() -> Vec<Pass> {
-    use Attend::{Bidirectional, Causal};
+    use Attend::{Bidirectional, Causal, Shadow};
     vec![
         pass(
             "first chunk and a block",
@@ -95,11 +95,12 @@ fn passes() -> Vec<Pass> {
             ],
         ),
         pass(
-            "everything read back",
-            vec![8, 3],
+            "everything read back, and shadows beside it",
+            vec![8, 3, 0, 2],
             vec![
                 span(0..1, Causal, false, 0..8, &[3, 1]),
                 span(1..2, Bidirectional, false, 0..3, &[5]),
+                span(2..4, Shadow, false, 0..3, &[5]),
             ],
         ),
     ]
