@@ -52,19 +52,6 @@ async fn wrong_requests_are_refused_by_name() {
         (json!({"suffix": "x"}), "suffix"),
         (json!({"guided_json": {}}), "guided_json"),
         (json!({"response_format": {"type": "json_object"}}), "response_format"),
-        (json!({"diffusion": {"cache": "all"}}), "diffusion.cache"),
-        (json!({"diffusion": {"cache": "none", "refresh_every": 2}}), "diffusion.refresh_every"),
-        (json!({"diffusion": {"quota": "adaptive"}}), "diffusion.quota"),
-        (json!({"diffusion": {"quota": "stable", "region": "canvas"}}), "diffusion.region"),
-        (json!({"diffusion": {"steps": 8, "remask": "below"}}), "diffusion.remask"),
-        (json!({"diffusion": {"steps": 8, "window": 8}}), "diffusion.region"),
-        (json!({"diffusion": {"canvas": "daedal", "cache": "dual"}}), "diffusion.cache"),
-        (json!({"diffusion": {"canvas": "daedal"}, "ignore_eos": true}), "diffusion.canvas"),
-        (json!({"diffusion": {"speculate": 4}}), "diffusion.quota"),
-        (json!({"diffusion": {"speculate": 99, "quota": "one"}}), "diffusion.speculate"),
-        (json!({"diffusion": {"progress": true}}), "diffusion.progress"),
-        (json!({"diffusion": {"likelihood": {"answer_start": 3}}}), "diffusion.likelihood"),
-        (json!({"diffusion": {"infill": ["a"]}}), "diffusion.infill"),
         (
             json!({"max_tokens": 64, "diffusion": {"preset": "reference", "steps": 7, "block_length": 32}}),
             "diffusion.steps",
@@ -91,13 +78,38 @@ async fn wrong_requests_are_refused_by_name() {
     let origin = json!({"diffusion": {"preset": "reference", "alg_temp": 0.5}});
     let body = with(chat_body("tiny-dream"), origin);
     assert_eq!(refusal(&dream, CHAT, &body).await.1, "diffusion.order_temperature");
+    let phi = serve_builtin("tiny-phi").await;
+    let body = with(chat_body("tiny-phi"), json!({"diffusion": {"steps": 8}}));
+    assert_eq!(refusal(&phi, CHAT, &body).await.1, "diffusion.steps");
+}
+
+#[tokio::test]
+async fn knobs_that_do_not_go_together_are_refused_by_name() {
+    let server = serve_builtin("tiny-llada").await;
+    for (more, param) in [
+        (json!({"diffusion": {"cache": "all"}}), "diffusion.cache"),
+        (json!({"diffusion": {"cache": "none", "refresh_every": 2}}), "diffusion.refresh_every"),
+        (json!({"diffusion": {"quota": "adaptive"}}), "diffusion.quota"),
+        (json!({"diffusion": {"quota": "stable", "region": "canvas"}}), "diffusion.region"),
+        (json!({"diffusion": {"steps": 8, "remask": "below"}}), "diffusion.remask"),
+        (json!({"diffusion": {"steps": 8, "window": 8}}), "diffusion.region"),
+        (json!({"diffusion": {"canvas": "daedal", "cache": "dual"}}), "diffusion.cache"),
+        (json!({"diffusion": {"canvas": "daedal"}, "ignore_eos": true}), "diffusion.canvas"),
+        (json!({"diffusion": {"speculate": 4}}), "diffusion.quota"),
+        (json!({"diffusion": {"speculate": 99, "quota": "one"}}), "diffusion.speculate"),
+        (json!({"diffusion": {"progress": true}}), "diffusion.progress"),
+        (json!({"diffusion": {"likelihood": {"answer_start": 3}}}), "diffusion.likelihood"),
+        (json!({"diffusion": {"infill": ["a"]}}), "diffusion.infill"),
+    ] {
+        let body = with(chat_body("tiny-llada"), more);
+        assert_eq!(refusal(&server, CHAT, &body).await.1, param, "{body}");
+    }
+    let dream = serve_builtin("tiny-dream").await;
     let wino = with(chat_body("tiny-dream"), json!({"diffusion": {"remask": "wino"}}));
     assert_eq!(refusal(&dream, CHAT, &wino).await.1, "diffusion.remask");
     let phi = serve_builtin("tiny-phi").await;
     let suffix = json!({"model": "tiny-phi", "prompt": "a", "suffix": "b"});
     assert_eq!(refusal(&phi, COMPLETIONS, &suffix).await.1, "suffix");
-    let body = with(chat_body("tiny-phi"), json!({"diffusion": {"steps": 8}}));
-    assert_eq!(refusal(&phi, CHAT, &body).await.1, "diffusion.steps");
 }
 
 #[tokio::test]
