@@ -41,9 +41,6 @@ fn is_right(task: &Value, answer: &str) -> bool {
     }
 }
 
-/// Accuracy of the preset `reference` in both families (BENCHMARKS.md).
-const REFERENCE: f64 = 31.4;
-
 struct Outcome {
     accuracy: f64,
     mean_forwards: f64,
@@ -85,10 +82,12 @@ async fn check(model: &str, settings: Value, accuracy: f64, forwards: f64) {
 
 /// A preset loses at most this many points against the published loop, and takes few passes.
 async fn check_preset(model: &str, preset: &str, loses: f64, forwards: f64) {
+    // Of the preset `reference`, Dream's with seed 1 (BENCHMARKS.md).
+    let reference = if model == "tiny-llada" { 31.4 } else { 33.7 };
     let server = serve_builtin(model).await;
     let outcome = run(&server, model, json!({"preset": preset})).await;
     println!("{model} {preset}: {:.1} % {:.1} forwards", outcome.accuracy, outcome.mean_forwards);
-    assert!(outcome.accuracy >= REFERENCE - loses, "{model} {preset}: {}", outcome.accuracy);
+    assert!(outcome.accuracy >= reference - loses, "{model} {preset}: {}", outcome.accuracy);
     assert!(outcome.mean_forwards <= forwards, "{model} {preset}: {}", outcome.mean_forwards);
 }
 

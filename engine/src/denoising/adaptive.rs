@@ -7,8 +7,9 @@ use std::sync::Arc;
 use dfastllm_models::Attend;
 use dfastllm_models::ops::{Draw, Mix, RowParams, RowScore};
 
-use super::{Canvas, Computed};
-use crate::decoding::{Cache, CacheRule, CacheView, DecodingConfig, Pass, Region, Stop};
+use super::Canvas;
+use super::computed::{Computed, Scene};
+use crate::decoding::{DecodingConfig, Pass, Region, Stop};
 use crate::plan::{Generation, NotFinite, Purpose, SpanPlan, StepPlan, Want, Which, check_finite};
 use crate::{FinishReason, GenerationRequest, SettledToken, TraceStep, Usage};
 
@@ -51,7 +52,7 @@ impl AdaptiveParallel {
             lead,
             weight: weight as f32,
             canvas,
-            computed: Computed { begins: true, ..Computed::default() },
+            computed: Computed::nothing(),
             draft: Vec::new(),
             verified: 0,
             step: 0,
@@ -75,25 +76,10 @@ impl AdaptiveParallel {
     fn next_pass(&self) -> Pass {
         let prompt = self.canvas.prompt_len();
         let open: Vec<usize> = self.window().iter().map(|p| prompt + p).collect();
-        let changed: Vec<usize> = self.computed.changed.iter().copied().collect();
         let region = open.first().copied().unwrap_or(prompt)..open.last().map_or(prompt, |p| p + 1);
-        let view = CacheView {
-            len: self.canvas.tokens().len(),
-            region,
-            fresh_from: self.computed.fresh_from,
-            open: &open,
-            changed: &changed,
-            begins: self.computed.begins,
-            moves: true,
-            lead: self.lead,
-        };
-        let every = self.config.refresh_every.unwrap_or(usize::MAX);
-        let is_due = self.computed.passes == 0 || self.computed.passes >= every;
-        match self.config.cache {
-            Cache::None => Pass::Whole { keep: false },
-            _ if is_due => Pass::Whole { keep: true },
-            cache => cache.pass(&view),
-        }
+        let (len, lead) = (self.canvas.tokens().len(), self.lead);
+        let scene = Scene { len, region, open: &open, lead };
+        self.computed.next_pass(&self.config, &self.config.cache, scene)
     }
 
     fn params(&self, position: usize) -> RowParams {
@@ -170,20 +156,8 @@ impl AdaptiveParallel {
     fn note_drafting(&mut self, scores: &[RowScore]) {
         let pass = self.next_pass();
         self.forwards += 1;
-        self.computed.begins = false;
-        match pass {
-            Pass::Whole { keep } => {
-                let first = self.window().first().copied().unwrap_or(0);
-                self.computed.fresh_from = self.canvas.prompt_len() + first;
-                self.computed.changed.clear();
-                self.computed.passes = 1;
-                self.refreshes += usize::from(keep);
-            }
-            Pass::Part { rows, .. } => {
-                self.computed.changed.retain(|p| rows.binary_search(p).is_err());
-                self.computed.passes += 1;
-            }
-        }
+        let first = self.canvas.prompt_len() + self.window().first().copied().unwrap_or(0);
+        self.refreshes += usize::from(self.computed.note(&pass, first));
         self.draft = scores.to_vec();
     }
 
@@ -210,7 +184,7 @@ impl AdaptiveParallel {
                 gap: 0,
             };
             self.canvas.fill(position, token);
-            self.computed.changed.insert(self.canvas.prompt_len() + position);
+            self.computed.change(self.canvas.prompt_len() + position);
             committed.push((position, score.id));
         }
         self.drafted = (self.drafted.0 + draft.len(), self.drafted.1 + kept);

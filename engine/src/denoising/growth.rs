@@ -136,8 +136,7 @@ impl Denoising {
         self.block.slots.end += added;
         self.memory.clear();
         // What lies behind has moved.
-        self.computed.begins = true;
-        self.computed.changed.clear();
+        self.computed.forget();
     }
 }
 

@@ -2,18 +2,19 @@
 
 mod adaptive;
 mod canvas;
+mod computed;
 mod growth;
 mod memory;
 mod passes;
 mod progress;
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 use dfastllm_models::ops::RowScore;
 
 pub(crate) use adaptive::AdaptiveParallel;
 use canvas::Canvas;
+use computed::Computed;
 use growth::Growth;
 use memory::Memory;
 use progress::Progress;
@@ -67,19 +68,6 @@ struct Block {
     state: BlockState,
 }
 
-/// What the pages hold.
-#[derive(Debug, Default)]
-struct Computed {
-    /// Passes since everything was computed, that one included; 0 if that never happened.
-    passes: usize,
-    /// Where the region began then, in the sequence.
-    fresh_from: usize,
-    /// Positions of the sequence whose token has changed since they were computed.
-    changed: BTreeSet<usize>,
-    /// Whether the region has had no pass yet.
-    begins: bool,
-}
-
 /// A step that is expected to follow.
 #[derive(Debug, Clone)]
 struct Draft {
@@ -111,7 +99,7 @@ impl Denoising {
             quota,
             cache,
             reviser: Reviser::new(config.revise),
-            computed: Computed { begins: true, ..Computed::default() },
+            computed: Computed::nothing(),
             memory: Memory::default(),
             drafts: Vec::new(),
             progress: request.progress.then(Progress::default),
@@ -188,7 +176,7 @@ impl Denoising {
         let size = if let Region::Blocks(size) = self.config.region { size } else { size };
         let slots = start..start.saturating_add(size).min(self.canvas.slots());
         self.block = Block::new(slots, &self.config, self.length);
-        self.computed.begins = true;
+        self.computed.enter_region();
         self.memory.clear();
         self.drafts.clear();
         true
@@ -210,20 +198,9 @@ impl Denoising {
 
     /// Notes which rows a pass computed.
     fn note_pass(&mut self, pass: &Pass) {
-        self.computed.begins = false;
-        match pass {
-            Pass::Whole { keep } => {
-                let start = self.region().first().copied().unwrap_or(0);
-                self.computed.fresh_from = self.canvas.prompt_len() + start;
-                self.computed.changed.clear();
-                self.computed.passes = 1;
-                self.refreshes += usize::from(*keep && self.config.cache != Cache::None);
-            }
-            Pass::Part { rows, .. } => {
-                self.computed.changed.retain(|p| rows.binary_search(p).is_err());
-                self.computed.passes += 1;
-            }
-        }
+        let start = self.canvas.prompt_len() + self.region().first().copied().unwrap_or(0);
+        let is_refresh = self.computed.note(pass, start) && self.config.cache != Cache::None;
+        self.refreshes += usize::from(is_refresh);
     }
 
     /// One step of the published loop: ranks, commits, revises. Returns what it committed, by
@@ -287,14 +264,14 @@ impl Denoising {
             gap: 0,
         };
         self.canvas.fill(candidate.position, token);
-        self.computed.changed.insert(self.canvas.prompt_len() + candidate.position);
+        self.computed.change(self.canvas.prompt_len() + candidate.position);
         self.memory.forget(candidate.position);
     }
 
     fn reopen(&mut self, positions: &[usize]) {
         for &position in positions {
             self.canvas.reopen(position);
-            self.computed.changed.insert(self.canvas.prompt_len() + position);
+            self.computed.change(self.canvas.prompt_len() + position);
         }
         self.note_remasked(positions);
     }

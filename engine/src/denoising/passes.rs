@@ -6,8 +6,9 @@ use std::sync::Arc;
 use dfastllm_models::Attend;
 use dfastllm_models::ops::{Draw, FilterOrder, Filters, Penalties, RowParams};
 
+use super::computed::Scene;
 use super::{Canvas, Denoising};
-use crate::decoding::{Cache, CacheView, HeadRows, Pass, Region, Revise, TokenNoise};
+use crate::decoding::{HeadRows, Pass, Revise, TokenNoise};
 use crate::plan::{Purpose, SpanPlan, StepPlan, Want, Which};
 
 /// A canvas as a pass reads it: as it is, or as drafts would have it.
@@ -47,24 +48,13 @@ impl Denoising {
         let region = self.region();
         let absolute = |position: Option<&usize>| position.map_or(prompt, |p| prompt + p);
         let open: Vec<usize> = self.open().map(|p| prompt + p).collect();
-        let changed: Vec<usize> = self.computed.changed.iter().copied().collect();
-        let view = CacheView {
+        let scene = Scene {
             len: self.canvas.tokens().len(),
             region: absolute(region.first())..absolute(region.last()) + 1,
-            fresh_from: self.computed.fresh_from,
             open: &open,
-            changed: &changed,
-            begins: self.computed.begins,
-            moves: matches!(self.config.region, Region::Window(_)),
             lead: self.lead,
         };
-        let every = self.config.refresh_every.unwrap_or(usize::MAX);
-        let is_due = self.computed.passes == 0 || self.computed.passes >= every;
-        let mut pass = match self.config.cache {
-            Cache::None => self.cache.pass(&view),
-            _ if is_due => Pass::Whole { keep: true },
-            _ => self.cache.pass(&view),
-        };
+        let mut pass = self.computed.next_pass(&self.config, &*self.cache, scene);
         // Shadows read the canvas from the pages.
         if let (Revise::Wino(_), Pass::Whole { keep } | Pass::Part { keep, .. }) =
             (self.config.revise, &mut pass)
