@@ -152,6 +152,35 @@ async fn the_likelihood_of_an_answer_is_estimated() {
 }
 
 #[tokio::test]
+async fn a_prompt_of_one_token_has_nothing_to_score() {
+    for model in ["tiny-llada", "tiny-phi"] {
+        let server = serve_builtin(model).await;
+        let more = json!({"prompt": [300], "echo": true, "logprobs": 1, "max_tokens": 0});
+        let answer = complete(&server, model, more).await;
+        let logprobs = &answer["choices"][0]["logprobs"]["token_logprobs"];
+        assert_eq!(*logprobs, json!([null]), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_likelihood_has_no_answer_that_options_could_be_for() {
+    let server = serve_builtin("tiny-llada").await;
+    for (more, param) in [
+        (json!({"echo": true}), "echo"),
+        (json!({"n": 2}), "n"),
+        (json!({"logprobs": 1}), "logprobs"),
+        (json!({"suffix": "x"}), "suffix"),
+        (json!({"max_tokens": 5}), "max_tokens"),
+        (json!({"stream": true}), "stream"),
+    ] {
+        let body = json!({"model": "tiny-llada", "prompt": QUESTION,
+            "diffusion": {"likelihood": {"answer_start": 3, "samples": 2}}});
+        let (status, answer) = server.post(COMPLETIONS, &with(body, more)).await;
+        assert_eq!((status, answer["error"]["param"].as_str()), (400, Some(param)), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn penalties_change_what_is_repeated() {
     for model in ["tiny-llada", "tiny-dream", "tiny-phi"] {
         let server = serve_builtin(model).await;

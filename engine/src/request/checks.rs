@@ -49,6 +49,9 @@ pub(super) fn check_model(
 }
 
 pub(super) fn check_task(params: &RequestParams, limits: &ModelLimits) -> Result<(), RequestError> {
+    if params.task == Task::ScorePrompt && params.prompt.len() < 2 {
+        return refuse("prompt", "a single token has nothing before it to be scored after");
+    }
     let Task::Likelihood { answer_start, patterns } = &params.task else { return Ok(()) };
     let param = "diffusion.likelihood";
     let len = params.prompt.len();

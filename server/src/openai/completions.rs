@@ -44,16 +44,29 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
     check_model(request.common.model.as_deref(), served)?;
     let prompts = prompts(request.prompt, served.tokenizer.clone()).await?;
     let longest = prompts.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
+    let asks_tokens = request.common.max_tokens.as_ref().is_some_and(|n| n.as_u64() > Some(0));
     let (mut params, options) =
         convert(request.common, (None, request.suffix), longest, Endpoint::Completions, served)?;
     params.arrival = arrival;
     let frame = Frame::new(Endpoint::Completions, served);
+    let echo = request.echo.unwrap_or(false);
     if params.task != Task::Generate {
         refuse_stream(&options, "a likelihood is one number")?;
+        let for_answers = [
+            ("echo", echo),
+            ("n", options.n > 1),
+            ("logprobs", options.logprobs.is_some()),
+            ("suffix", !params.infill.is_empty()),
+            ("max_tokens", asks_tokens),
+        ];
+        if let Some((param, _)) = for_answers.into_iter().find(|(_, given)| *given) {
+            let message =
+                format!("{param} does not go with diffusion.likelihood: there is no answer");
+            return Err(ApiError::invalid(param, message));
+        }
         let (choices, usage) = likelihoods(&prompts, &params, served).await?;
         return Ok(Prepare::Scored(frame.scored(choices, usage, &prompts)));
     }
-    let echo = request.echo.unwrap_or(false);
     let (echoes, scoring) = match echo {
         true => echoes(&prompts, &params, options.logprobs.is_some(), served).await?,
         false => (Vec::new(), Usage::default()),

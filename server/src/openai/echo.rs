@@ -43,6 +43,11 @@ pub(crate) async fn echoes(
     for (text, ids) in prompts {
         let mut echo = Echo { text: text.clone(), tokens: Vec::new() };
         if wants_scores {
+            let unscored =
+                |id| SettledToken { id, logprob: 0.0, top: vec![], is_end: false, gap: 0 };
+            echo.tokens.extend(ids.first().copied().map(unscored));
+        }
+        if wants_scores && ids.len() > 1 {
             let params = RequestParams {
                 prompt: ids.clone(),
                 max_tokens: 0,
@@ -52,9 +57,6 @@ pub(crate) async fn echoes(
             };
             let (scores, usage) = score(served, params).await?;
             let PromptScores::Tokens(scored) = scores else { continue };
-            let unscored =
-                |id| SettledToken { id, logprob: 0.0, top: vec![], is_end: false, gap: 0 };
-            echo.tokens.extend(ids.first().copied().map(unscored));
             echo.tokens.extend(scored);
             total.merge(&Usage { prompt_tokens: 0, ..usage });
         }
