@@ -96,7 +96,7 @@ pub(crate) fn convert(
         None => infill.open().unwrap_or_else(|| default_tokens(endpoint, longest_prompt, served)),
     };
     let decoding = match served.limits.reference {
-        Some(published) => Some(fields.config(served.preset, published, max_tokens)?),
+        Some(published) => Some(fields.config(served.preset, published, max_tokens.max(1))?),
         None => None,
     };
     let flag = |name| Ok::<bool, ApiError>(fields.flag(name)?.unwrap_or(false));

@@ -100,6 +100,15 @@ async fn knobs_that_do_not_go_together_are_refused_by_name() {
         (json!({"diffusion": {"progress": true}}), "diffusion.progress"),
         (json!({"diffusion": {"likelihood": {"answer_start": 3}}}), "diffusion.likelihood"),
         (json!({"diffusion": {"infill": ["a"]}}), "diffusion.infill"),
+        (
+            json!({"diffusion": {"quota": "one", "speculate": 2, "infill": [2, " x", 2]}}),
+            "diffusion.speculate",
+        ),
+        (
+            json!({"stream": true, "diffusion": {"canvas": "daedal", "progress": true}}),
+            "diffusion.progress",
+        ),
+        (json!({"diffusion": {"canvas": "daedal", "quota": "stable"}}), "diffusion.quota"),
     ] {
         let body = with(chat_body("tiny-llada"), more);
         assert_eq!(refusal(&server, CHAT, &body).await.1, param, "{body}");

@@ -164,7 +164,13 @@ impl Denoising {
             if !(idle && self.config.idle == IdleSteps::Skip) {
                 return;
             }
-            self.count_step();
+            // Nothing changes in idle steps but their number.
+            while self.quota.planned(&self.block.state) == Some(0)
+                && !self.quota.is_finished(&self.block.state)
+            {
+                self.step += 1;
+                self.block.state.step += 1;
+            }
         }
     }
 
@@ -323,6 +329,9 @@ impl Denoising {
             let Some(count) = self.quota.planned(&state) else { return };
             let mut commits: Vec<Commit> =
                 rest.by_ref().take(count).map(|c| (c.position, c.id)).collect();
+            if commits.len() < count {
+                return;
+            }
             commits.sort_unstable();
             state.open = state.open.saturating_sub(count);
             loop {
@@ -393,6 +402,10 @@ impl Generation for Denoising {
     }
 
     fn plan(&mut self, budget: usize) -> Option<StepPlan> {
+        if budget == usize::MAX {
+            // It does not fit and goes alone: without what could be left for later.
+            self.drafts.clear();
+        }
         let plan = self.next_plan();
         (plan.rows() <= budget).then_some(plan)
     }

@@ -42,6 +42,24 @@ pub(super) fn check_model(
         let message = "canvas daedal looks for the end; it does not go with ignore_eos";
         return refuse("diffusion.canvas", message);
     }
+    if !params.infill.is_empty() {
+        if matches!(config.quota, Quota::Adaptive { .. }) {
+            return refuse("diffusion.quota", "quota adaptive fills no gaps between given texts");
+        }
+        if config.speculate > 0 {
+            return refuse("diffusion.speculate", "speculate fills no gaps between given texts");
+        }
+    }
+    if config.canvas == Canvas::Daedal {
+        if params.progress {
+            let message = "canvas daedal moves positions that were told of";
+            return refuse("diffusion.progress", message);
+        }
+        if matches!(config.quota, Quota::Stable { .. }) {
+            let message = "quota stable keeps whole rows; canvas daedal lets their number grow";
+            return refuse("diffusion.quota", message);
+        }
+    }
     if config.canvas != Canvas::Fixed && !params.infill.is_empty() {
         return refuse("diffusion.canvas", "gaps between given texts need canvas fixed");
     }
@@ -137,7 +155,7 @@ pub(super) fn check_lengths(
         let message = format!("drafts of {} tokens, at most {MAX_DRAFT}", params.max_draft);
         return Err(RequestError::new("max_draft", message));
     }
-    if params.min_tokens > max_tokens {
+    if params.min_tokens > max_tokens && params.task == Task::Generate {
         let message = format!("min_tokens is {}, expected at most max_tokens", params.min_tokens);
         return Err(RequestError::new("min_tokens", message));
     }
