@@ -91,6 +91,10 @@ pub(crate) fn convert(
     let infill = infill(suffix, &fields, served)?;
     let task = fields.likelihood()?.unwrap_or_default();
     let max_tokens = match max_tokens_of(&common, max_tokens, &fields)? {
+        Some(tokens) if task != Task::Generate && tokens > 0 => {
+            let message = "max_tokens does not go with diffusion.likelihood: there is no answer";
+            return Err(ApiError::invalid("max_tokens", message));
+        }
         _ if task != Task::Generate => 0,
         Some(tokens) => tokens,
         None => infill.open().unwrap_or_else(|| default_tokens(endpoint, longest_prompt, served)),
@@ -193,6 +197,10 @@ fn logprobs(common: &Common, endpoint: Endpoint) -> Result<Option<usize>, ApiErr
         }
         (Endpoint::Chat, Some(Value::Bool(true))) => top.unwrap_or(0),
         (Endpoint::Chat, Some(other)) => return Err(wrong("logprobs", other, "true or false")),
+        (Endpoint::Completions, Some(_)) if top.is_some_and(|n| n > 0) => {
+            let message = "top_logprobs is for chats; here logprobs is the number";
+            return Err(ApiError::invalid("top_logprobs", message));
+        }
         (Endpoint::Completions, other) => whole("logprobs", other)?.unwrap_or(0),
     };
     Ok(Some(number))

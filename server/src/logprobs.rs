@@ -6,11 +6,12 @@ use serde_json::{Map, Value, json};
 
 use crate::convert::{AnswerOptions, Endpoint};
 
-/// Log-probabilities of tokens that come one after the other; `null` if nobody asked.
+/// Log-probabilities of tokens that come one after the other, `offset` characters into their text;
+/// `null` if nobody asked.
 pub(crate) fn logprobs(
     tokens: &[SettledToken],
     endpoint: Endpoint,
-    options: &AnswerOptions,
+    (options, offset): (&AnswerOptions, usize),
     tokenizer: &Tokenizer,
 ) -> Value {
     if options.logprobs.is_none() {
@@ -22,7 +23,7 @@ pub(crate) fn logprobs(
         }
         Endpoint::Completions => {
             let scored = tokens.iter().map(|t| (t, Some(t.logprob)));
-            completions(scored, 0, tokenizer)
+            completions(scored, offset, tokenizer)
         }
     };
     if options.at_commit {

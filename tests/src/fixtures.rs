@@ -4,11 +4,25 @@ use std::path::PathBuf;
 
 use dfastllm_backends::{CpuProvider, DTypeChoice, DeviceProvider, DeviceSpec, OpenDevice};
 use dfastllm_models::{LoadedModel, ModelFiles, builtin_files, load};
+use serde_json::Value;
 
 /// A path below `tests/fixtures`.
 #[must_use]
 pub fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+}
+
+/// The built-in models' tasks, in order of their files.
+#[must_use]
+pub fn tasks() -> Vec<Value> {
+    let mut files: Vec<_> =
+        std::fs::read_dir(path("eval")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    let lines = files.iter().flat_map(|file| {
+        let text = std::fs::read_to_string(file).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    });
+    lines.collect()
 }
 
 /// The CPU device.

@@ -163,6 +163,44 @@ async fn a_prompt_of_one_token_has_nothing_to_score() {
 }
 
 #[tokio::test]
+async fn an_echo_alone_honours_or_refuses_every_option_and_is_counted() {
+    let server = serve_builtin("tiny-llada").await;
+    let echo = json!({"model": "tiny-llada", "prompt": [300, 301], "echo": true, "max_tokens": 0});
+    for (more, param) in [
+        (json!({"n": 2}), "n"),
+        (json!({"suffix": "x"}), "suffix"),
+        (json!({"return_token_ids": true}), "return_token_ids"),
+        (json!({"diffusion": {"trace": true}}), "diffusion.trace"),
+        (json!({"prompt": [99999]}), "prompt"),
+        (json!({"temperature": 900}), "temperature"),
+        (json!({"logprobs": 1, "top_logprobs": 2}), "top_logprobs"),
+    ] {
+        let (status, answer) = server.post(COMPLETIONS, &with(echo.clone(), more)).await;
+        assert_eq!((status, answer["error"]["param"].as_str()), (400, Some(param)), "{answer}");
+    }
+    let before = server.metric("vdiff_requests_success_total").await;
+    for preset in ["reference", "exact", "fast"] {
+        let more = json!({"logprobs": 0, "diffusion": {"preset": preset}});
+        let (status, answer) = server.post(COMPLETIONS, &with(echo.clone(), more)).await;
+        assert_eq!(status, 200, "{answer}");
+        assert_eq!(answer["choices"][0]["logprobs"]["measured"], "at_commit");
+    }
+    assert_eq!(server.metric("vdiff_requests_success_total").await, before + 3.0);
+}
+
+#[tokio::test]
+async fn streamed_offsets_are_those_of_the_whole_answer() {
+    let server = serve_builtin("tiny-llada").await;
+    let body = json!({"model": "tiny-llada", "prompt": QUESTION, "max_tokens": 32, "logprobs": 1,
+        "diffusion": {"quota": "one"}});
+    let (_, whole) = server.post(COMPLETIONS, &body).await;
+    let (chunks, _) = server.stream(COMPLETIONS, &with(body, json!({"stream": true}))).await;
+    let lists = chunks.iter().filter_map(|c| c["choices"][0]["logprobs"]["text_offset"].as_array());
+    let offsets: Vec<Value> = lists.flatten().cloned().collect();
+    assert!(offsets.len() > 5 && json!(offsets) == whole["choices"][0]["logprobs"]["text_offset"]);
+}
+
+#[tokio::test]
 async fn a_likelihood_has_no_answer_that_options_could_be_for() {
     let server = serve_builtin("tiny-llada").await;
     for (more, param) in [
@@ -172,6 +210,11 @@ async fn a_likelihood_has_no_answer_that_options_could_be_for() {
         (json!({"suffix": "x"}), "suffix"),
         (json!({"max_tokens": 5}), "max_tokens"),
         (json!({"stream": true}), "stream"),
+        (json!({"stop": "x"}), "stop"),
+        (json!({"min_tokens": 5}), "min_tokens"),
+        (json!({"return_token_ids": true}), "return_token_ids"),
+        (json!({"logit_bias": {"5": 1}}), "logit_bias"),
+        (json!({"gen_length": 5}), "max_tokens"),
     ] {
         let body = json!({"model": "tiny-llada", "prompt": QUESTION,
             "diffusion": {"likelihood": {"answer_start": 3, "samples": 2}}});

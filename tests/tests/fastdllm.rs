@@ -23,10 +23,6 @@ struct Quirks {
     rule: Box<dyn QuotaRule>,
     /// Its factor takes the last candidate too if that is the only one that fails.
     factor: Option<f64>,
-    /// Passes a block has at least: in Dream with a cache one always follows the whole pass.
-    at_least: usize,
-    /// Passes a block has at most.
-    at_most: usize,
     /// Dream's caches take the first position of a block from the whole pass, however unsure.
     takes_first: bool,
     /// Dream without a cache takes this many a pass, and what earlier passes left.
@@ -62,8 +58,7 @@ impl QuotaRule for Quirks {
     }
 
     fn is_finished(&self, state: &BlockState) -> bool {
-        let done = self.rule.is_finished(state);
-        state.step >= self.at_most || (done && state.step >= self.at_least)
+        self.rule.is_finished(state)
     }
 }
 
@@ -129,13 +124,10 @@ fn llada_equals_fast_dllm() {
             cache: cache(record),
             ..preset(Preset::Reference, ReferenceLoop::EvenSplit, length)
         };
-        let is_dual = config.cache == Cache::Dual;
         let rules = Rules {
             quota: Box::new(Quirks {
                 rule: quota_rule(&config),
                 factor: if let Quota::Factor(f) = quota { Some(f) } else { None },
-                at_least: 1,
-                at_most: if is_dual { number(record, "steps") / 2 + 1 } else { usize::MAX },
                 takes_first: false,
                 per_pass: None,
                 left_over: 0,
@@ -174,8 +166,6 @@ fn dream_equals_fast_dllm() {
             quota: Box::new(Quirks {
                 rule: quota_rule(&config),
                 factor: None,
-                at_least: 1 + usize::from(is_cached),
-                at_most: usize::MAX,
                 takes_first: is_cached,
                 per_pass: (!is_cached).then_some(length / steps),
                 left_over: 0,

@@ -10,29 +10,23 @@ use dfastllm_engine::decoding::{Preset, preset};
 use dfastllm_engine::{RequestParams, Totals};
 use dfastllm_models::{ReferenceLoop, SpecialTokens};
 use dfastllm_tests::engine::{Answer, CONFIG, serve};
-use dfastllm_tests::fixtures::{builtin, path};
+use dfastllm_tests::fixtures::{builtin, tasks};
 use serde_json::{Value, json};
 
 /// Every how many tasks one is asked.
 const STRIDE: usize = 3;
 const CANVAS: usize = 64;
 
-fn prompts() -> Vec<String> {
-    let mut files: Vec<_> =
-        std::fs::read_dir(path("eval")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    let lines = files.iter().flat_map(|file| {
-        let text = std::fs::read_to_string(file).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
-    });
-    lines.map(|task| task["prompt"].as_str().unwrap().to_owned()).step_by(STRIDE).collect()
+fn prompts() -> impl Iterator<Item = String> {
+    let prompt = |task: Value| task["prompt"].as_str().unwrap().to_owned();
+    tasks().into_iter().map(prompt).step_by(STRIDE)
 }
 
 fn run(model: &str, published: ReferenceLoop, name: Preset) -> (Vec<Answer>, Totals) {
     let loaded = builtin(model);
     let (chat, tokenizer) = (loaded.chat.clone().unwrap(), loaded.tokenizer.clone());
     let served = serve(loaded, CONFIG);
-    let params = prompts().into_iter().map(|prompt| {
+    let params = prompts().map(|prompt| {
         let messages = json!([{"role": "user", "content": prompt}]);
         let text = chat.render(&messages, None, true).unwrap();
         let ids = tokenizer.encode(&text, SpecialTokens::Skip).unwrap();

@@ -10,22 +10,11 @@
     reason = "a suite that meets something unforeseen has failed"
 )]
 
-use dfastllm_tests::fixtures::path;
+use dfastllm_tests::fixtures::tasks;
 use dfastllm_tests::http::{Server, serve_builtin};
 use futures_util::StreamExt;
 use futures_util::stream;
 use serde_json::{Value, json};
-
-fn tasks() -> Vec<Value> {
-    let mut files: Vec<_> =
-        std::fs::read_dir(path("eval")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
-    let lines = files.iter().flat_map(|file| {
-        let text = std::fs::read_to_string(file).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
-    });
-    lines.collect()
-}
 
 /// As the models' makers score: the whole text, or all needed words in a finished sentence.
 fn is_right(task: &Value, answer: &str) -> bool {

@@ -11,6 +11,8 @@ use crate::decoding::{Canvas, DecodingConfig, Quota, Revise};
 
 const MAX_LOGIT_BIAS: usize = 1024;
 const MAX_TOP_LOGPROBS: usize = 20;
+/// Most positions that all samples of a likelihood could mask.
+const MAX_MASKED: usize = 1 << 18;
 /// Most parts of an infilled text.
 const MAX_PARTS: usize = 256;
 
@@ -83,6 +85,13 @@ pub(super) fn check_task(params: &RequestParams, limits: &ModelLimits) -> Result
     match patterns {
         Patterns::Drawn(samples) if !(1..=MAX_SAMPLES).contains(samples) => {
             refuse(param, format!("samples is {samples}, expected 1 to {MAX_SAMPLES}"))
+        }
+        Patterns::Drawn(samples) if samples.saturating_mul(len - answer_start) > MAX_MASKED => {
+            let answer = len - answer_start;
+            let message = format!(
+                "{samples} samples of {answer} tokens, together at most {MAX_MASKED} positions"
+            );
+            refuse(param, message)
         }
         Patterns::Drawn(_) => Ok(()),
         Patterns::Given(patterns) => {

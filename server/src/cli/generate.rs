@@ -127,6 +127,7 @@ fn params(
         refuse_diffusion(&given).map_err(message)?;
     }
     let fields = DiffusionFields::new(given).map_err(message)?;
+    fields.refuse(&["infill", "likelihood", "progress"]).map_err(message)?;
     if let Some(length) = fields.max_tokens() {
         let message = format!("--diffusion: gen_length is {length}; give --max-tokens instead");
         return Err(Failure::usage(message));

@@ -10,6 +10,9 @@ use crate::ApiError;
 /// Samples of a likelihood, unless it says otherwise (EVAL.md of ML-GSAI/LLaDA).
 const SAMPLES: usize = 128;
 
+/// Fields that enter a likelihood; `max_tokens` is refused where it is read.
+const LIKELIHOOD: [&str; 3] = ["likelihood", "cfg_scale", "max_tokens"];
+
 /// Spellings of the original scripts and of the replaced server, and the field each stands for.
 const ALIASES: [(&str, &str); 6] = [
     ("remasking", "score"),
@@ -121,6 +124,17 @@ impl DiffusionFields {
         }
     }
 
+    /// Refuses fields that the caller does not honour.
+    pub(crate) fn refuse(&self, fields: &[&str]) -> Result<(), ApiError> {
+        match fields.iter().find(|field| self.has(field)) {
+            None => Ok(()),
+            Some(field) => {
+                let message = format!("diffusion.{field} is for the server's API");
+                Err(ApiError::unsupported(&format!("diffusion.{field}"), message))
+            }
+        }
+    }
+
     /// The gaps and texts to fill, as given.
     pub(crate) fn infill(&self) -> Option<&Value> {
         self.0.get("infill")
@@ -129,6 +143,11 @@ impl DiffusionFields {
     /// What `likelihood` asks for.
     pub(crate) fn likelihood(&self) -> Result<Option<Task>, ApiError> {
         let Some(value) = self.0.get("likelihood") else { return Ok(None) };
+        let others = self.0.keys().find(|name| !LIKELIHOOD.contains(&name.as_str()));
+        if let Some(other) = others {
+            let message = format!("diffusion.{other} does not go with diffusion.likelihood");
+            return Err(ApiError::invalid(&format!("diffusion.{other}"), message));
+        }
         let expected = "{\"answer_start\": tokens, \"samples\": number}";
         let whole = |field: &str| value[field].as_u64().and_then(|n| usize::try_from(n).ok());
         let known = |name: &String| matches!(name.as_str(), "answer_start" | "samples");

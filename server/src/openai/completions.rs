@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
-use dfastllm_engine::{Task, Usage};
+use dfastllm_engine::{FinishReason, PenaltyScales, RequestParams, Task, Usage};
 use dfastllm_models::{SpecialTokens, Tokenizer};
 use serde_json::{Value, json};
 
@@ -15,6 +15,7 @@ use super::respond::{Frame, Prepared, respond};
 use super::types::{Body, CompletionRequest, parse};
 use crate::convert::{AnswerOptions, Endpoint, check_model, convert};
 use crate::generation::Choices;
+use crate::metrics::{Outcome, Times};
 use crate::{ApiError, AppState};
 
 const MAX_PROMPTS: usize = 1024;
@@ -44,7 +45,6 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
     check_model(request.common.model.as_deref(), served)?;
     let prompts = prompts(request.prompt, served.tokenizer.clone()).await?;
     let longest = prompts.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
-    let asks_tokens = request.common.max_tokens.as_ref().is_some_and(|n| n.as_u64() > Some(0));
     let (mut params, options) =
         convert(request.common, (None, request.suffix), longest, Endpoint::Completions, served)?;
     params.arrival = arrival;
@@ -52,27 +52,31 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
     let echo = request.echo.unwrap_or(false);
     if params.task != Task::Generate {
         refuse_stream(&options, "a likelihood is one number")?;
-        let for_answers = [
-            ("echo", echo),
-            ("n", options.n > 1),
-            ("logprobs", options.logprobs.is_some()),
-            ("suffix", !params.infill.is_empty()),
-            ("max_tokens", asks_tokens),
-        ];
-        if let Some((param, _)) = for_answers.into_iter().find(|(_, given)| *given) {
-            let message =
-                format!("{param} does not go with diffusion.likelihood: there is no answer");
-            return Err(ApiError::invalid(param, message));
-        }
+        refuse_for_answers(&params, &options, "diffusion.likelihood")?;
+        let sampling = &params.sampling;
+        refuse_given(
+            "diffusion.likelihood",
+            [
+                ("echo", echo),
+                ("logprobs", options.logprobs.is_some()),
+                ("logit_bias", !sampling.logit_bias.is_empty()),
+                ("presence_penalty", sampling.penalties != PenaltyScales::default()),
+            ],
+        )?;
         let (choices, usage) = likelihoods(&prompts, &params, served).await?;
+        count_scored(state, &prompts, (usage, arrival));
         return Ok(Prepare::Scored(frame.scored(choices, usage, &prompts)));
+    }
+    if echo && params.max_tokens == 0 {
+        refuse_stream(&options, "an answer of 0 tokens comes at once")?;
+        refuse_for_answers(&params, &options, "max_tokens 0")?;
     }
     let (echoes, scoring) = match echo {
         true => echoes(&prompts, &params, options.logprobs.is_some(), served).await?,
         false => (Vec::new(), Usage::default()),
     };
     if echo && params.max_tokens == 0 {
-        refuse_stream(&options, "an answer of 0 tokens comes at once")?;
+        count_scored(state, &prompts, (scoring, arrival));
         let choice = |(index, echo)| echoed_choice(index, echo, &options, &served.tokenizer);
         let choices = echoes.iter().enumerate().map(choice).collect();
         return Ok(Prepare::Scored(frame.scored(choices, scoring, &prompts)));
@@ -83,6 +87,52 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
     let tokenizer = served.tokenizer.clone();
     let prepared = Prepared { frame, choices, options, tokenizer, echoes, scoring };
     Ok(Prepare::Run(Box::new(prepared)))
+}
+
+/// Refuses what only an answer could honour.
+fn refuse_for_answers(
+    params: &RequestParams,
+    options: &AnswerOptions,
+    beside: &str,
+) -> Result<(), ApiError> {
+    refuse_given(
+        beside,
+        [
+            ("n", options.n > 1),
+            ("suffix", !params.infill.is_empty()),
+            ("stop", !options.stops.is_empty()),
+            ("stop_token_ids", !params.stop_token_ids.is_empty()),
+            ("min_tokens", params.min_tokens > 0),
+            ("ignore_eos", params.ignore_eos),
+            ("return_token_ids", options.return_token_ids),
+            ("diffusion.trace", options.trace),
+        ],
+    )
+}
+
+fn refuse_given<const N: usize>(beside: &str, given: [(&str, bool); N]) -> Result<(), ApiError> {
+    match given.into_iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((param, _)) => {
+            let message = format!("{param} does not go with {beside}: there is no answer");
+            Err(ApiError::invalid(param, message))
+        }
+    }
+}
+
+/// Counts a request that only scored its prompts, each of them as one.
+fn count_scored(
+    state: &AppState,
+    prompts: &[(String, Vec<u32>)],
+    (usage, arrival): (Usage, Instant),
+) {
+    let times = Times { total: arrival.elapsed(), first_token: None };
+    for (index, (_, ids)) in prompts.iter().enumerate() {
+        state.metrics().received(ids.len());
+        let took = if index == 0 { usage } else { Usage::default() };
+        let took = Usage { prompt_tokens: ids.len(), ..took };
+        state.metrics().ended(Outcome::Finished(FinishReason::Length), took, times);
+    }
 }
 
 fn refuse_stream(options: &AnswerOptions, reason: &str) -> Result<(), ApiError> {
@@ -99,7 +149,7 @@ fn echoed_choice(
     options: &AnswerOptions,
     tokenizer: &Tokenizer,
 ) -> Value {
-    let scored = options.logprobs.map(|_| echo.logprobs(&[], tokenizer));
+    let scored = options.logprobs.map(|_| echo.logprobs(&[], options, tokenizer));
     json!({"index": index, "text": echo.text, "logprobs": scored, "finish_reason": "length"})
 }
 

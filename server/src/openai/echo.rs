@@ -1,9 +1,10 @@
 //! Prompts that are part of the answer, and how likely the model finds them.
 
-use dfastllm_engine::{PromptScores, RequestParams, SettledToken, Task, Usage};
+use dfastllm_engine::{GenerationRequest, PromptScores, RequestParams, SettledToken, Task, Usage};
 use dfastllm_models::{SpecialTokens, Tokenizer};
 use serde_json::{Value, json};
 
+use crate::convert::AnswerOptions;
 use crate::generation::score;
 use crate::logprobs::completions;
 use crate::{ApiError, ServedModel};
@@ -18,12 +19,21 @@ pub(crate) struct Echo {
 
 impl Echo {
     /// The `logprobs` object of prompt and answer.
-    pub(crate) fn logprobs(&self, answer: &[SettledToken], tokenizer: &Tokenizer) -> Value {
+    pub(crate) fn logprobs(
+        &self,
+        answer: &[SettledToken],
+        options: &AnswerOptions,
+        tokenizer: &Tokenizer,
+    ) -> Value {
         let prompt = self.tokens.iter().enumerate();
         let prompt = prompt.map(|(i, t)| (t, (i > 0).then_some(t.logprob)));
         let offset = if self.tokens.is_empty() { self.text.chars().count() } else { 0 };
         let answer = answer.iter().map(|t| (t, Some(t.logprob)));
-        completions(prompt.chain(answer), offset, tokenizer)
+        let mut object = completions(prompt.chain(answer), offset, tokenizer);
+        if options.at_commit {
+            object["measured"] = "at_commit".into();
+        }
+        object
     }
 }
 
@@ -41,6 +51,13 @@ pub(crate) async fn echoes(
 ) -> Result<(Vec<Echo>, Usage), ApiError> {
     let (mut echoes, mut total) = (Vec::new(), Usage::default());
     for (text, ids) in prompts {
+        if !wants_scores || ids.len() < 2 {
+            // Nothing is run for it; it has to be a prompt all the same.
+            let max_tokens = params.max_tokens.max(1);
+            let infill = if params.max_tokens == 0 { Vec::new() } else { params.infill.clone() };
+            let alone = RequestParams { prompt: ids.clone(), max_tokens, infill, ..params.clone() };
+            GenerationRequest::new(alone, &served.limits)?;
+        }
         let mut echo = Echo { text: text.clone(), tokens: Vec::new() };
         if wants_scores {
             let unscored =

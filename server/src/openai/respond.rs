@@ -102,8 +102,8 @@ impl Prepared {
     /// `logprobs` of a choice's tokens, after the prompt where that is part of it.
     fn logprobs(&self, choice: usize, tokens: &[SettledToken]) -> Value {
         match self.echo(choice).filter(|_| self.options.logprobs.is_some()) {
-            Some(echo) => echo.logprobs(tokens, &self.tokenizer),
-            None => logprobs(tokens, self.frame.endpoint, &self.options, &self.tokenizer),
+            Some(echo) => echo.logprobs(tokens, &self.options, &self.tokenizer),
+            None => logprobs(tokens, self.frame.endpoint, (&self.options, 0), &self.tokenizer),
         }
     }
 }
@@ -266,11 +266,15 @@ enum Stage {
 
 struct Streaming {
     prepared: Prepared,
+    /// Characters of each choice sent so far.
+    offsets: Vec<usize>,
     stage: Stage,
 }
 
 fn streamed(prepared: Prepared, first: Option<Update>) -> Response {
-    let streaming = Streaming { prepared, stage: Stage::Start(first) };
+    let prompt = |choice| prepared.echo(choice).map_or(0, |echo| echo.text.chars().count());
+    let offsets = (0..prepared.choices.len()).map(prompt).collect();
+    let streaming = Streaming { prepared, offsets, stage: Stage::Start(first) };
     let body = stream::unfold(streaming, |mut streaming| async {
         streaming.next().await.map(|text| (Ok::<_, Infallible>(Bytes::from(text)), streaming))
     });
@@ -354,7 +358,7 @@ impl Streaming {
             choice["logprobs"] = logprobs(
                 &update.tokens,
                 prepared.frame.endpoint,
-                &prepared.options,
+                (&prepared.options, self.offsets[update.index]),
                 &prepared.tokenizer,
             );
             if self.prepared.options.return_token_ids {
@@ -362,6 +366,7 @@ impl Streaming {
             }
             out.push_str(&self.event_of(choice));
         }
+        self.offsets[update.index] += update.text.chars().count();
         if !update.changes.is_empty() {
             let mut choice = self.delta(update.index, Value::Null);
             choice["denoising"] = denoising(&update.changes, &self.prepared.tokenizer);

@@ -20,6 +20,8 @@ const SETTINGS: [(&str, &str); 5] = [
     ("fast_4", r#"{"preset": "fast", "quota": "schedule", "steps": 0}"#),
 ];
 
+const PASSES: usize = 8;
+
 /// A row a setting: the first passes of one request, timed one by one.
 pub(super) fn run(
     args: &BenchArgs,
@@ -42,7 +44,7 @@ pub(super) fn run(
         // What the first pass of a process costs more is nobody's step.
         passes(served, workload.sized()?, 1)?;
         let before = served.engine.stats().snapshot().totals;
-        let mut ms = passes(served, workload.sized()?, args.passes)?;
+        let mut ms = passes(served, workload.sized()?, args.passes.unwrap_or(PASSES))?;
         let totals = served.engine.stats().snapshot().totals - before;
         let steps = totals.steps.max(1) as f64;
         let mean = ms.iter().sum::<f64>() / ms.len().max(1) as f64;

@@ -42,7 +42,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, env = "DFASTLLM_MAX_NUM_SEQS", default_value_t = 64)]
     max_num_seqs: usize,
 
-    /// Numbers of concurrent requests, a row each
+    /// Numbers of concurrent requests, a row each; denoising runs one
     #[arg(long, env = "DFASTLLM_CONCURRENCY", value_delimiter = ',', default_values_t = [1, 4, 16, 64])]
     concurrency: Vec<usize>,
 
@@ -70,9 +70,9 @@ pub(crate) struct BenchArgs {
     #[arg(long, env = "DFASTLLM_DIFFUSION", default_value = "{}")]
     diffusion: String,
 
-    /// Denoising: passes timed under each preset
-    #[arg(long, env = "DFASTLLM_PASSES", default_value_t = 8)]
-    passes: usize,
+    /// Denoising: passes timed under each preset [default: 8]
+    #[arg(long, env = "DFASTLLM_PASSES")]
+    passes: Option<usize>,
 
     /// Latency: a prompt of this length arrives while streams run to the end of the context
     #[arg(
@@ -119,12 +119,21 @@ pub(crate) fn run(args: &BenchArgs, providers: &[Box<dyn DeviceProvider>]) -> Re
 }
 
 fn check(args: &BenchArgs) -> Result<(), Failure> {
-    for &n in args.concurrency.iter().chain(&args.requests).chain([&args.passes]) {
+    for &n in args.concurrency.iter().chain(&args.requests).chain(&args.passes) {
         if !(1..=1_000_000).contains(&n) {
             let message =
                 format!("--concurrency, --requests and --passes: {n}, expected 1 to 1000000");
             return Err(Failure::usage(message));
         }
+    }
+    let is_denoising = args.measure == Measure::Denoising;
+    if is_denoising && (args.requests.is_some() || args.diffusion != "{}") {
+        let message = "bench denoising compares presets of its own, one request at a time: \
+                       --requests and --diffusion do not go with it";
+        return Err(Failure::usage(message));
+    }
+    if !is_denoising && args.passes.is_some() {
+        return Err(Failure::usage("--passes is for bench denoising"));
     }
     if args.measure != Measure::Latency
         && (args.long_prompt.is_some() || args.shared_prefix.is_some())

@@ -66,6 +66,9 @@ impl<'a> Workload<'a> {
             return Err(Failure::usage("--diffusion: this model is autoregressive"));
         }
         let diffusion = DiffusionFields::new(given).map_err(|e| Failure::usage(e.message()))?;
+        diffusion
+            .refuse(&["infill", "likelihood", "progress", "trace", "max_tokens"])
+            .map_err(|e| Failure::usage(e.message()))?;
         Ok(Self { args, served, diffusion, seed: args.model.seed.unwrap_or(0), made: 0 })
     }
 
