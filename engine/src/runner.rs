@@ -148,8 +148,9 @@ impl Seat {
             let first = scored.len();
             scored.extend(plan.wants.iter().map(|want| self.scored(plan, want, &first_rows)));
             if plan.every_head_row {
-                let is_used = |row: &usize| scored[first..].iter().any(|s| s.rows.contains(row));
-                unused.extend(rows_of_plan.filter(|row| !is_used(row)));
+                let mut is_used = vec![false; tokens.len()];
+                scored[first..].iter().flat_map(|s| &s.rows).for_each(|&row| is_used[row] = true);
+                unused.extend(rows_of_plan.filter(|&row| !is_used[row]));
             }
         }
         let rows = RaggedRows::new(tokens, positions, spans, PAGE_SIZE)?;

@@ -5,3 +5,4 @@ pub mod engine;
 pub mod fixtures;
 pub mod golden;
 pub mod http;
+pub mod tape;

@@ -109,7 +109,7 @@ pub struct Credit {
 }
 
 /// Another model's row to mix in: `weight * other + (1 - weight) * row`, a product of powers of
-/// the two distributions.
+/// the two distributions, each after its own penalties and bias.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mix {
     /// Its natural log-probabilities.

@@ -136,9 +136,6 @@ fn adjusted_row<'a>(row: &'a [f32], params: &RowParams) -> (Cow<'a, [f32]>, Opti
         return (row.into(), None);
     }
     let mut row = row.to_vec();
-    if let Some(mix) = &params.mix {
-        apply_mix(&mut row, mix);
-    }
     if let Some(penalties) = params.penalties.as_deref() {
         apply_penalties(&mut row, penalties);
     }
@@ -146,6 +143,9 @@ fn adjusted_row<'a>(row: &'a [f32], params: &RowParams) -> (Cow<'a, [f32]>, Opti
         if let Some(logit) = row.get_mut(id as usize) {
             *logit += bias;
         }
+    }
+    if let Some(mix) = &params.mix {
+        apply_mix(&mut row, mix);
     }
     let earned = params.credit.as_ref().map(|credit| apply_credit(&mut row, credit));
     (row.into(), earned)
@@ -332,6 +332,32 @@ mod tests {
         assert!((other.divergence.unwrap() - want).abs() < 1e-6);
         let mixed = one(RowParams { mix: Some(Mix { other: uniform, weight: 1.0 }), ..plain });
         assert!((mixed.confidence - 1.0 / 3.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_mixture_of_a_row_with_itself_is_the_row_bias_and_penalties_included() {
+        let tensor = Tensor::<2>::from_data([[1.0f32, 2.0, -1.0]], (&Device::flex(), DType::F32));
+        let one = |p: RowParams| score_rows(tensor.clone(), &[p]).remove(0);
+        let penalties = Penalties {
+            generated: vec![(1, 1)],
+            seen: vec![1],
+            presence: 0.5,
+            frequency: 0.25,
+            repetition: 2.0,
+        };
+        let adjusted = RowParams {
+            bias: Arc::new([(2, 1.5)]),
+            penalties: Some(Arc::new(penalties)),
+            keep_row: true,
+            ..RowParams::greedy(0)
+        };
+        let other = one(adjusted.clone()).row.unwrap();
+        for weight in [0.3, 1.0] {
+            let mix = Some(Mix { other: other.clone(), weight });
+            let mixed = one(RowParams { mix, ..adjusted.clone() }).row.unwrap();
+            let far = mixed.iter().zip(&*other).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(far < 1e-6, "{weight}: {mixed:?} {other:?}");
+        }
     }
 
     #[test]

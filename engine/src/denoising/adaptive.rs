@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use dfastllm_models::Attend;
-use dfastllm_models::ops::{Draw, Mix, RowParams, RowScore};
+use dfastllm_models::ops::{ConfidenceOf, Draw, Mix, RowParams, RowScore};
 
 use super::Canvas;
 use super::computed::{Computed, Scene};
@@ -92,29 +92,34 @@ impl AdaptiveParallel {
             }
             false => Draw::Greedy,
         };
-        let prompt = &self.canvas.tokens()[..self.canvas.prompt_len()];
-        let committed: Vec<u32> = self.canvas.committed().collect();
-        let penalties = self.request.penalties.map(|s| Arc::new(s.over(prompt, &committed)));
         RowParams {
             bias: self.request.bias_at(self.canvas.rank(position), true),
-            penalties,
             filters: self.request.filters,
             draw,
-            confidence_of: self.config.confidence_of,
+            // The kept row goes into the mixture, which the filters apply to.
+            confidence_of: ConfidenceOf::Raw,
             top_logprobs: self.request.top_logprobs,
-            keep_row: true,
             ..RowParams::greedy(0)
         }
     }
 
-    fn wants(&self, params: impl Fn(usize, usize) -> RowParams) -> Vec<Want> {
+    /// Predictions of the window. The draft's row of log-probabilities, where there is one, is mixed
+    /// in; otherwise the rows are kept.
+    fn wants(&self, draft: &[RowScore]) -> Vec<Want> {
         let prompt = self.canvas.prompt_len();
-        let want = |(index, &position): (usize, &usize)| Want {
-            span: 0,
-            position: prompt + position,
-            params: params(index, position),
-            guidance: None,
-            purpose: Purpose::Choose,
+        let committed: Vec<u32> = self.canvas.committed().collect();
+        let over = &self.canvas.tokens()[..prompt];
+        let penalties = self.request.penalties.map(|s| Arc::new(s.over(over, &committed)));
+        let want = |(index, &position): (usize, &usize)| {
+            let drafted = draft.get(index).and_then(|score| score.row.clone());
+            let params = RowParams {
+                mix: drafted.map(|other| Mix { other, weight: self.weight }),
+                penalties: penalties.clone(),
+                keep_row: draft.is_empty() && self.weight > 0.0,
+                ..self.params(position)
+            };
+            let position = prompt + position;
+            Want { span: 0, position, params, guidance: None, purpose: Purpose::Choose }
         };
         self.window().iter().enumerate().map(want).collect()
     }
@@ -122,7 +127,7 @@ impl AdaptiveParallel {
     /// The diffusion model's pass.
     fn drafting(&self) -> StepPlan {
         let span = super::passes::span(&self.next_pass(), self.canvas.tokens().to_vec(), true, 0);
-        let wants = self.wants(|_, position| self.params(position));
+        let wants = self.wants(&[]);
         StepPlan { model: Which::Main, spans: vec![span], wants, every_head_row: false }
     }
 
@@ -141,15 +146,7 @@ impl AdaptiveParallel {
             visible: 0..self.verified,
             first_page: 0,
         };
-        let wants = self.wants(|index, position| RowParams {
-            mix: self.draft[index]
-                .row
-                .clone()
-                .filter(|_| self.weight > 0.0)
-                .map(|other| Mix { other, weight: self.weight }),
-            keep_row: false,
-            ..self.params(position)
-        });
+        let wants = self.wants(&self.draft);
         StepPlan { model: Which::Verifier, spans: vec![span], wants, every_head_row: false }
     }
 

@@ -28,8 +28,9 @@ pub(super) enum Growth {
 }
 
 impl Growth {
-    pub(super) fn new(config: &DecodingConfig) -> Option<Self> {
-        (config.canvas == Kind::Daedal).then_some(Self::Sizing)
+    /// For a canvas that may grow by `left` positions.
+    pub(super) fn new(config: &DecodingConfig, left: usize) -> Option<Self> {
+        (config.canvas == Kind::Daedal && left > 0).then_some(Self::Sizing)
     }
 }
 
@@ -39,6 +40,7 @@ pub(super) fn first_parts(config: &DecodingConfig, parts: &[InfillPart]) -> Vec<
         (Kind::Fixed, _) => usize::MAX,
         (Kind::Grow, Region::Blocks(size)) => size,
         (Kind::Grow, _) => usize::MAX,
+        (Kind::Daedal, Region::Blocks(size)) => INITIAL.max(size),
         (Kind::Daedal, _) => INITIAL,
     };
     let shorten = |part: &InfillPart| match part {

@@ -94,7 +94,7 @@ impl Denoising {
         });
         let slots = first_slots(&config, &canvas);
         let mut this = Self {
-            growth: Growth::new(&config),
+            growth: Growth::new(&config, length.saturating_sub(canvas.slots())),
             block: Block::new(slots, &config, length),
             quota,
             cache,
@@ -147,9 +147,12 @@ impl Denoising {
         loop {
             if self.stops_early() && self.config.revise == Revise::None {
                 self.canvas.close_gaps();
+                self.look_again();
             }
-            let is_over = self.stops_early() && !self.canvas.has_open();
-            if is_over || self.quota.is_finished(&self.block.state) {
+            if self.is_closed() || self.quota.is_finished(&self.block.state) {
+                // Draws are keyed by the steps of the published loop, which takes all of them.
+                let state = self.block.state;
+                self.step += state.steps.saturating_sub(state.step);
                 if self.stops_early() {
                     self.canvas.close_gaps();
                 }
@@ -174,6 +177,12 @@ impl Denoising {
         }
     }
 
+    /// Whether an end token left the block, or the whole canvas, without anything to decide.
+    fn is_closed(&self) -> bool {
+        let skips = self.config.idle == IdleSteps::Skip || !self.canvas.has_open();
+        self.stops_early() && skips && self.block.state.open == 0
+    }
+
     fn next_block(&mut self) -> bool {
         let (start, size) = (self.block.slots.end, self.block.slots.len());
         if matches!(self.config.region, Region::Window(_)) || start == self.canvas.slots() {
@@ -191,6 +200,11 @@ impl Denoising {
     fn count_step(&mut self) {
         self.step += 1;
         self.block.state.step += 1;
+        self.look_again();
+    }
+
+    /// Finds the window and what is open of the block after the canvas has changed.
+    fn look_again(&mut self) {
         if let Region::Window(size) = self.config.region {
             let start = self.canvas.first_open_slot();
             self.block.slots = start..start.saturating_add(size).min(self.canvas.slots());

@@ -1,8 +1,13 @@
 //! Combinations of knobs that are accepted end well, and in mixed company as alone.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::ops::RangeInclusive;
 
 use dfastllm_engine::decoding::{HeadRows, IdleSteps};
+use dfastllm_models::ops::ConfidenceOf;
+use dfastllm_tests::tape::{self, Tape};
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
 use super::*;
 
@@ -37,9 +42,7 @@ const SPECULATIONS: [usize; 3] = [0, 2, 5];
 /// Combinations that differ in more than speculation.
 const PLAIN: usize = 3 * 4 * 12 * 5 * 3 * 3 * 2;
 
-/// Every so many of them are tried: a prime, so that all values of all knobs meet. All of them, with
-/// 1, take a minute.
-const STRIDE: usize = 7;
+const COMBINATIONS: usize = PLAIN * SPECULATIONS.len();
 
 /// The combination of this number, with settings that always fit taken in turn.
 fn combination(number: usize) -> (DecodingConfig, f64) {
@@ -82,83 +85,215 @@ fn combination(number: usize) -> (DecodingConfig, f64) {
 }
 
 /// Passes that cannot be exceeded: a schedule has so many, any other rule leaves one position more
-/// committed after each pass. DAEDAL looks at its first canvas once more.
-fn most_passes(config: &DecodingConfig) -> usize {
-    let blocks = config.blocks(SHORT);
+/// committed after each pass.
+fn most_passes(config: &DecodingConfig, length: usize) -> usize {
+    let blocks = config.blocks(length);
     let scheduled = config.quota.steps().map(|steps| blocks * steps.div_ceil(blocks));
-    scheduled.unwrap_or(SHORT) + usize::from(config.canvas == Canvas::Daedal)
+    scheduled.unwrap_or(length)
+}
+
+/// Passes that commit nothing: DAEDAL looks at its canvas of 64, or of one block if that is longer,
+/// and adds eight positions while the end is not in sight.
+fn sizing_passes(config: &DecodingConfig, length: usize) -> RangeInclusive<usize> {
+    let Region::Blocks(size) = config.region else { return 0..=0 };
+    let left = length.saturating_sub(size.max(64));
+    if config.canvas == Canvas::Daedal && left > 0 { 1..=1 + left.div_ceil(8) } else { 0..=0 }
 }
 
 /// Follows the trace on a canvas of its own.
-fn check(name: &str, config: &DecodingConfig, mask_id: u32, answer: &Answer) {
+fn check(params: &RequestParams, mask_id: u32, answer: &Answer) {
+    let (config, length) = (params.decoding.as_ref().unwrap(), params.max_tokens);
     let is_sized = config.canvas == Canvas::Daedal;
-    let mut canvas = [None; SHORT];
+    let mut canvas = vec![None; length];
     for step in &answer.trace {
         for &(position, id) in &step.committed {
-            assert!(canvas[position].replace(id).is_none(), "{name}: {position} was committed");
-            assert_ne!(id, mask_id, "{name}: {position}");
+            assert!(canvas[position].replace(id).is_none(), "{position} was committed");
+            assert_ne!(id, mask_id, "{position}");
         }
         for &position in &step.remasked {
-            assert!(canvas[position].take().is_some(), "{name}: {position} was open");
+            assert!(canvas[position].take().is_some(), "{position} was open");
         }
     }
     let ended = answer.tokens.last().is_some_and(|token| token.is_end);
-    assert!(is_sized || !ended, "{name}");
-    assert!(ended || canvas.iter().all(Option::is_some), "{name}: {canvas:?}");
-    assert!(ended || answer.tokens.len() == SHORT, "{name}: {}", answer.tokens.len());
+    assert!(is_sized || !ended);
+    assert!(ended || canvas.iter().all(Option::is_some), "{canvas:?}");
+    assert!(ended || answer.tokens.len() == length, "{}", answer.tokens.len());
     for (token, committed) in answer.tokens.iter().zip(canvas) {
-        assert_eq!(Some(token.id), committed, "{name}");
+        assert_eq!(Some(token.id), committed);
     }
-    let forwards = answer.usage.forwards;
-    assert!(forwards <= most_passes(config), "{name}: {forwards} passes");
+    let (forwards, sizing) = (answer.usage.forwards, sizing_passes(config, length));
+    assert!(forwards <= most_passes(config, length) + sizing.end(), "{forwards} passes");
     let may_idle = matches!(config.quota, Quota::Bernoulli { .. })
         || (config.quota.steps().is_some() && config.idle == IdleSteps::Run);
     let commits = answer.trace.iter().filter(|step| !step.committed.is_empty()).count();
-    assert!(may_idle || commits + usize::from(is_sized) == forwards, "{name}: {answer:?}");
+    assert!(may_idle || sizing.contains(&(forwards - commits)), "{answer:?}");
 }
 
-/// Valid requests of a model, with the number of their combination.
-fn requests(served: &Served, prompt: &[u32]) -> Vec<(usize, DecodingConfig, GenerationRequest)> {
-    let valid = |number: usize| {
-        let (config, temperature) = combination(number);
-        let params = RequestParams {
-            sampling: Sampling { temperature, ..Sampling::default() },
-            seed: (number % PLAIN) as u64,
-            ignore_eos: config.canvas != Canvas::Daedal,
-            ..greedy(prompt, SHORT, Some(config.clone()))
-        };
-        let request = GenerationRequest::new(params, &served.limits).ok()?;
-        Some((number, config, request))
+/// Whether a request that would be accepted ends well, and as it would without drafts.
+fn ends_well(served: &Served, requests: &[RequestParams]) {
+    let mask_id = served.limits.mask_id.unwrap();
+    let undrafted = |params: &RequestParams| {
+        let config = params.decoding.clone().unwrap();
+        let is_drafted = config.speculate > 0;
+        let config = DecodingConfig { speculate: 0, ..config };
+        is_drafted.then(|| RequestParams { decoding: Some(config), ..params.clone() })
     };
-    let speculated = |plain| (0..SPECULATIONS.len()).map(move |turn| turn * PLAIN + plain);
-    (0..PLAIN).step_by(STRIDE).flat_map(speculated).filter_map(valid).collect()
+    let submitted: Vec<(&RequestParams, Running, Option<Running>)> = requests
+        .iter()
+        .map(|r| (r, served.submit(r.clone()), undrafted(r).map(|plain| served.submit(plain))))
+        .collect();
+    for (params, running, plain) in submitted {
+        let context = format!("{:?} {:?}", params.prompt, params.decoding);
+        let answer = answer(&running).unwrap_or_else(|e| panic!("{context}: {e}"));
+        println!("{context}");
+        check(params, mask_id, &answer);
+        if let Some(plain) = plain {
+            assert!(super::answer(&plain).unwrap().tokens == answer.tokens, "{context}");
+        }
+    }
 }
 
 #[test]
 fn every_accepted_combination_ends_well() {
-    for (family, file) in FAMILIES {
-        let served = serve(parity(family), CONFIG);
-        let mask_id = served.limits.mask_id.unwrap();
-        let prompt = &prompts(file, 1)[0][..5];
-        let mut requests = requests(&served, prompt);
-        println!("{family}: {} combinations", requests.len());
-        assert!(requests.len() > 300, "{}", requests.len());
-        let mut plain: HashMap<usize, Vec<SettledToken>> = HashMap::new();
-        while !requests.is_empty() {
-            let rest = requests.split_off(requests.len().min(200));
-            let running: Vec<(usize, DecodingConfig, Running)> =
-                std::mem::replace(&mut requests, rest)
-                    .into_iter()
-                    .map(|(number, config, r)| (number, config, served.handle.submit(r).unwrap()))
-                    .collect();
-            for (number, config, running) in running {
-                let name = format!("{family} {number} {config:?}");
-                let answer = answer(&running).unwrap_or_else(|e| panic!("{name}: {e}"));
-                check(&name, &config, mask_id, &answer);
-                let tokens = plain.entry(number % PLAIN).or_insert_with(|| answer.tokens.clone());
-                assert!(*tokens == answer.tokens, "{name}: {:?}", config.speculate);
-            }
+    for Subject { name, served, .. } in tapes() {
+        let prompts = Tape::prompts(64);
+        let request = |number: usize| {
+            let (config, temperature) = combination(number);
+            let params = RequestParams {
+                sampling: Sampling { temperature, ..Sampling::default() },
+                seed: number as u64,
+                ignore_eos: config.canvas != Canvas::Daedal,
+                ..greedy(&prompts[number % 64], SHORT, Some(config))
+            };
+            is_accepted(&params, &served.limits).then_some(params)
+        };
+        let accepted: Vec<RequestParams> = (0..COMBINATIONS).filter_map(request).collect();
+        println!("{name}: {} combinations", accepted.len());
+        assert!(accepted.len() > 2500, "{}", accepted.len());
+        accepted.chunks(100).for_each(|some| ends_well(&served, some));
+    }
+}
+
+fn is_accepted(params: &RequestParams, limits: &ModelLimits) -> bool {
+    GenerationRequest::new(params.clone(), limits).is_ok()
+}
+
+fn any_region() -> impl Strategy<Value = Region> {
+    prop_oneof![
+        Just(Region::Canvas),
+        (1..24usize).prop_map(Region::Blocks),
+        (1..24usize).prop_map(Region::Window),
+    ]
+}
+
+fn any_quota() -> impl Strategy<Value = Quota> {
+    let steps = || (1..40usize, 1e-4..0.9);
+    prop_oneof![
+        (1..40usize).prop_map(|steps| Quota::EvenSplit { steps }),
+        steps().prop_map(|(steps, eps)| Quota::Timesteps { steps, eps }),
+        steps().prop_map(|(steps, eps)| Quota::Bernoulli { steps, eps }),
+        (0.0..1.2).prop_map(Quota::Threshold),
+        (0.0..8.0).prop_map(Quota::Factor),
+        (0.0..8.0).prop_map(Quota::EntropyBound),
+        (0.0..1.0, 0.0..0.5).prop_map(|(low, more)| Quota::Hierarchical { low, high: low + more }),
+        (0.0..1.0, 0.0..1.0, 1..4usize).prop_map(|(threshold, divergence, passes)| {
+            Quota::Stable { threshold, divergence, passes }
+        }),
+        Just(Quota::One),
+    ]
+}
+
+fn any_cache() -> impl Strategy<Value = (Cache, Option<usize>)> {
+    let cache = prop_oneof![
+        Just(Cache::Prefix),
+        Just(Cache::Dual),
+        (0..20usize, 0..20usize).prop_map(|(left, right)| Cache::Vicinity { left, right }),
+        Just(Cache::Interval),
+    ];
+    prop_oneof![Just((Cache::None, None)), (cache, prop::option::of(1..9usize)),]
+}
+
+fn any_revision() -> impl Strategy<Value = Revise> {
+    prop_oneof![
+        2 => Just(Revise::None),
+        1 => (0.0..=1.0).prop_map(Revise::Below),
+        1 => (0.0..=1.0).prop_map(Revise::Wino),
+    ]
+}
+
+/// 0 as often as not.
+fn sometimes(most: f64) -> impl Strategy<Value = f64> {
+    prop_oneof![Just(0.0), 0.0..most]
+}
+
+/// All knobs, whether they go together or not.
+fn any_config() -> impl Strategy<Value = DecodingConfig> {
+    let canvas = prop::sample::select(CANVASES.as_slice());
+    let score = prop::sample::select(
+        &[Score::Probability, Score::Margin, Score::Entropy, Score::Random, Score::LeftToRight][..],
+    );
+    let main = (canvas, any_region(), score, any_quota(), any_cache(), any_revision());
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+    let numbers = (sometimes(2.0), sometimes(2.0), prop_oneof![Just(0), 1..7usize]);
+    (main, flags, numbers).prop_map(|(main, flags, numbers)| {
+        let (canvas, region, score, quota, (cache, refresh_every), revise) = main;
+        let (is_gumbel, is_raw, skips, is_wanted, credit) = flags;
+        let (order_temperature, cfg_scale, speculate) = numbers;
+        DecodingConfig {
+            canvas,
+            region,
+            score,
+            quota,
+            noise: if is_gumbel { TokenNoise::Gumbel } else { TokenNoise::Categorical },
+            confidence_of: if is_raw { ConfidenceOf::Raw } else { ConfidenceOf::Filtered },
+            order_temperature,
+            cache,
+            refresh_every,
+            revise,
+            stop: Stop::Never,
+            idle: if skips { IdleSteps::Skip } else { IdleSteps::Run },
+            heads: if is_wanted { HeadRows::Wanted } else { HeadRows::Every },
+            cfg_scale,
+            credit,
+            speculate,
         }
+    })
+}
+
+/// Requests that a server would accept.
+fn any_request(limits: &ModelLimits) -> impl Strategy<Value = RequestParams> {
+    let prompt = prop::collection::vec(0..tape::END, 1..20);
+    let sampling = (sometimes(2.0), prop::option::of(1..20usize), prop::option::of(0.1..1.0));
+    (any_config(), prompt, 1..40usize, any::<u64>(), sampling).prop_filter_map(
+        "refused",
+        |(config, prompt, length, seed, (temperature, top_k, top_p))| {
+            let sizes_itself = config.canvas == Canvas::Daedal;
+            let params = RequestParams {
+                sampling: Sampling { temperature, top_k, top_p, ..Sampling::default() },
+                seed,
+                ignore_eos: !sizes_itself,
+                ..greedy(&prompt, if sizes_itself { 3 * length } else { length }, Some(config))
+            };
+            is_accepted(&params, limits).then_some(params)
+        },
+    )
+}
+
+#[test]
+fn accepted_requests_of_any_numbers_end_well() {
+    for Subject { served, .. } in tapes() {
+        let config = ProptestConfig {
+            cases: 20,
+            max_local_rejects: u32::MAX,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        };
+        let requests = prop::collection::vec(any_request(&served.limits), 50);
+        let ends_well = |requests: Vec<RequestParams>| {
+            ends_well(&served, &requests);
+            Ok(())
+        };
+        TestRunner::new(config).run(&requests, ends_well).unwrap();
     }
 }
 
@@ -194,19 +329,18 @@ fn mixed(published: ReferenceLoop, prompts: &[Vec<u32>], index: usize) -> Reques
 
 #[test]
 fn mixed_company_changes_nothing() {
-    for (family, file) in FAMILIES {
-        let loaded = parity(family);
-        let published = loaded.reference.unwrap();
-        let served = serve(loaded, CONFIG);
-        let prompts = prompts(file, 7);
-        let params = |index| mixed(published, &prompts, index);
-        let together = essences(&served, (0..64).map(params));
+    for subject in subjects() {
+        let Subject { name, served, .. } = &subject;
+        let published = served.limits.reference.unwrap();
+        let prompts = subject.prompts(7);
+        let params = |index| mixed(published, prompts, index);
+        let together = essences(served, (0..64).map(params));
         let distinct: HashSet<Vec<u32>> =
             together.iter().map(|(tokens, ..)| tokens.iter().map(|t| t.id).collect()).collect();
-        assert!(distinct.len() > 40, "{family}: {}", distinct.len());
+        assert!(distinct.len() > 40, "{name}: {}", distinct.len());
         for (index, expected) in together.iter().enumerate() {
             let [alone] = served.answers([params(index)]).try_into().unwrap();
-            assert!(essence(alone) == *expected, "{family} request {index}");
+            assert!(essence(alone) == *expected, "{name} request {index}");
         }
     }
 }
