@@ -223,7 +223,7 @@ impl EngineHandle {
             EngineState::Failed => return Err(SubmitError::Failed),
         }
         let (count, capacity) = (requests.len(), self.config.max_queue);
-        let positions = self.config.kv_cache_tokens;
+        let positions = self.config.kv_cache_tokens.next_multiple_of(PAGE_SIZE);
         let mut needs = requests.iter().map(GenerationRequest::kept_positions);
         if let Some(needed) = needs.find(|&needed| needed > positions) {
             return Err(SubmitError::TooLong { needed, positions });

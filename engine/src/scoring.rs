@@ -197,7 +197,7 @@ fn draw(length: usize, samples: usize, uniforms: &mut dyn Uniforms) -> Vec<Vec<u
     let first = 1.0 + (uniform(samples, 0) * length as f64).floor();
     let size = |sample: usize| {
         let spread = first + (sample as f64) * length as f64 / samples as f64;
-        (spread.round() as usize - 1) % length + 1
+        (spread.round_ties_even() as usize - 1) % length + 1
     };
     let mut pattern = |sample: usize| {
         let mut positions: Vec<usize> = (0..length).collect();
@@ -217,6 +217,23 @@ fn draw(length: usize, samples: usize, uniforms: &mut dyn Uniforms) -> Vec<Vec<u
 mod tests {
     use super::*;
     use crate::decoding::Seeded;
+
+    /// As `torch.round` does: from a first size of 1, 3 and 2 positions a sample apart.
+    #[test]
+    fn sizes_between_two_numbers_become_the_even_one() {
+        #[derive(Debug)]
+        struct First;
+        impl Uniforms for First {
+            fn draw(&mut self, _: Counter) -> f64 {
+                0.0
+            }
+        }
+        let sizes = |length, samples| -> Vec<usize> {
+            draw(length, samples, &mut First).iter().map(Vec::len).collect()
+        };
+        assert_eq!(sizes(6, 4), [1, 2, 4, 6], "1, 2.5, 4, 5.5");
+        assert_eq!(sizes(6, 3), [1, 3, 5]);
+    }
 
     #[test]
     fn subsets_have_all_sizes_alike_and_all_positions_alike() {

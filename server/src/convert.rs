@@ -55,6 +55,8 @@ pub(crate) struct AnswerOptions {
     pub(crate) logprobs: Option<usize>,
     /// Whether log-probabilities are those of the pass that committed the token.
     pub(crate) at_commit: bool,
+    /// Whether the text of each gap is told.
+    pub(crate) gaps: bool,
     /// Texts between the gaps of an infilled text.
     pub(crate) between: Vec<String>,
     pub(crate) stream: bool,
@@ -176,6 +178,7 @@ fn answer_options(
         trace,
         logprobs: logprobs(common, endpoint)?,
         at_commit: served.limits.mask_id.is_some(),
+        gaps: infill.open().is_some(),
         between: infill.between().to_vec(),
         stream: common.stream.unwrap_or(false),
         include_usage: stream_options.include_usage.unwrap_or(false),

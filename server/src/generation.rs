@@ -45,7 +45,8 @@ struct Choice {
     assembler: TextAssembler,
     /// Assemblers of the gaps to come, each with the text before its gap.
     later: std::vec::IntoIter<(String, TextAssembler)>,
-    gap: usize,
+    /// Texts of the gaps so far.
+    gaps: Vec<String>,
     usage: Usage,
     trace: Vec<TraceStep>,
     arrival: Instant,
@@ -116,7 +117,7 @@ impl Choices {
         self.choices.push(Choice {
             assembler,
             later: later.into_iter(),
-            gap: 0,
+            gaps: vec![String::new()],
             usage: Usage { prompt_tokens, ..Usage::default() },
             trace: Vec::new(),
             arrival,
@@ -169,6 +170,13 @@ impl Choices {
         std::mem::take(&mut self.choices[index].trace)
     }
 
+    /// Texts of a finished choice's gaps, without what stands between them.
+    pub(crate) fn take_gaps(&mut self, index: usize) -> Vec<String> {
+        let choice = &mut self.choices[index];
+        choice.gaps.resize(choice.gaps.len() + choice.later.len(), String::new());
+        std::mem::take(&mut choice.gaps)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.choices.len()
     }
@@ -210,9 +218,12 @@ impl Choice {
                 for token in tokens {
                     self.first_token.get_or_insert_with(Instant::now);
                     self.enter(token.gap, &mut update.text);
-                    update.text.push_str(&self.assembler.push(&token));
-                    update.tokens.push(token);
-                    self.usage.completion_tokens += 1;
+                    if !self.assembler.is_stopped() {
+                        let text = self.assembler.push(&token);
+                        self.say(&text, &mut update.text);
+                        update.tokens.push(token);
+                        self.usage.completion_tokens += 1;
+                    }
                     if self.assembler.is_stopped() {
                         update.finish = Some(FinishReason::Stop);
                         break;
@@ -222,9 +233,7 @@ impl Choice {
             // Asked for by `score` only.
             Event::Scored(_) => {}
             Event::Finished { reason, usage, trace } => {
-                let last = self.gap + self.later.len();
-                self.enter(last, &mut update.text);
-                update.text.push_str(&self.assembler.finish());
+                self.enter(usize::MAX, &mut update.text);
                 // A stop string may be complete only with the characters that were held back.
                 let stopped = self.assembler.is_stopped();
                 update.finish = Some(if stopped { FinishReason::Stop } else { reason });
@@ -236,15 +245,27 @@ impl Choice {
         Ok(update)
     }
 
-    /// Ends the texts of gaps before this one, each with the text that follows it.
+    /// Ends the texts of gaps before this one, each with the text that follows it, unless a stop
+    /// string comes first.
     fn enter(&mut self, gap: usize, text: &mut String) {
-        while self.gap < gap
-            && let Some((between, next)) = self.later.next()
-        {
-            text.push_str(&self.assembler.finish());
+        while self.gaps.len() <= gap {
+            let held = self.assembler.finish();
+            self.say(&held, text);
+            if self.assembler.is_stopped() {
+                return;
+            }
+            let Some((between, next)) = self.later.next() else { return };
             text.push_str(&between);
             self.assembler = next;
-            self.gap += 1;
+            self.gaps.push(String::new());
+        }
+    }
+
+    /// New text of the gap that is being filled.
+    fn say(&mut self, new: &str, text: &mut String) {
+        text.push_str(new);
+        if let Some(gap) = self.gaps.last_mut() {
+            gap.push_str(new);
         }
     }
 

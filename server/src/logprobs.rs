@@ -6,12 +6,19 @@ use serde_json::{Map, Value, json};
 
 use crate::convert::{AnswerOptions, Endpoint};
 
-/// Log-probabilities of tokens that come one after the other, `offset` characters into their text;
-/// `null` if nobody asked.
+/// Where tokens begin: characters of the text before them, and the gap that text ends in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) chars: usize,
+    pub(crate) gap: usize,
+}
+
+/// Log-probabilities of tokens that come one after the other from a place on; `null` if nobody
+/// asked.
 pub(crate) fn logprobs(
     tokens: &[SettledToken],
     endpoint: Endpoint,
-    (options, offset): (&AnswerOptions, usize),
+    (options, place): (&AnswerOptions, Place),
     tokenizer: &Tokenizer,
 ) -> Value {
     if options.logprobs.is_none() {
@@ -23,7 +30,7 @@ pub(crate) fn logprobs(
         }
         Endpoint::Completions => {
             let scored = tokens.iter().map(|t| (t, Some(t.logprob)));
-            completions(scored, offset, tokenizer)
+            completions(scored, (place, &options.between), tokenizer)
         }
     };
     if options.at_commit {
@@ -49,18 +56,22 @@ fn chat(token: &SettledToken, tokenizer: &Tokenizer) -> Value {
     object
 }
 
-/// The completions form of tokens, the first of which begins at `offset` characters; a token
-/// without a log-probability has nothing before it.
+/// The completions form of tokens from a place on, with texts between gaps; a token without a
+/// log-probability has nothing before it.
 pub(crate) fn completions<'a>(
     scored: impl Iterator<Item = (&'a SettledToken, Option<f64>)>,
-    mut offset: usize,
+    (mut place, between): (Place, &[String]),
     tokenizer: &Tokenizer,
 ) -> Value {
     let (mut tokens, mut logprobs, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
     for (token, logprob) in scored {
         let text = token_text(token.id, tokenizer);
-        offsets.push(offset);
-        offset += text.chars().count();
+        for text in between.iter().take(token.gap).skip(place.gap) {
+            place.chars += text.chars().count();
+        }
+        place.gap = token.gap;
+        offsets.push(place.chars);
+        place.chars += text.chars().count();
         tokens.push(text);
         logprobs.push(logprob.map(finite));
         tops.push(match logprob {
@@ -76,10 +87,13 @@ pub(crate) fn completions<'a>(
     })
 }
 
+/// The most probable tokens, and the token itself wherever it stands. Of tokens with the same text
+/// the most probable counts.
 fn top(token: &SettledToken, tokenizer: &Tokenizer) -> Value {
-    let entries = token.top.iter();
-    let map: Map<String, Value> =
-        entries.map(|&(id, logprob)| (token_text(id, tokenizer), json!(finite(logprob)))).collect();
+    let mut map = Map::new();
+    for &(id, logprob) in token.top.iter().chain([&(token.id, token.logprob)]) {
+        map.entry(token_text(id, tokenizer)).or_insert_with(|| json!(finite(logprob)));
+    }
     Value::Object(map)
 }
 

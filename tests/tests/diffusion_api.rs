@@ -33,7 +33,8 @@ async fn gaps_are_filled_between_the_texts_around_them() {
     let answer = complete(&server, "tiny-llada", with(more, json!({"max_tokens": 5}))).await;
     assert_eq!(answer["choices"][0]["text"], " of France is", "{answer}");
     let infill = json!(["", {"max_tokens": 3}, " of France", 1, " Paris.", 1]);
-    let diffusion = json!({"diffusion": {"infill": infill}, "return_token_ids": true});
+    let diffusion =
+        json!({"diffusion": {"infill": infill}, "return_token_ids": true, "logprobs": 0});
     let answer = complete(&server, "tiny-llada", diffusion.clone()).await;
     let choice = &answer["choices"][0];
     let gaps: Vec<&str> =
@@ -42,10 +43,34 @@ async fn gaps_are_filled_between_the_texts_around_them() {
     let text = format!("{} of France{} Paris.{}", gaps[0], gaps[1], gaps[2]);
     assert_eq!(choice["text"], text);
     assert_eq!(answer["usage"]["completion_tokens"], 5);
+    let offsets = &choice["logprobs"]["text_offset"];
+    let second = gaps[0].len() + " of France".len();
+    assert_eq!(offsets[3], second, "{answer}");
+    assert_eq!(offsets[4], second + gaps[1].len() + " Paris.".len(), "{answer}");
     let body = with(json!({"model": "tiny-llada", "prompt": QUESTION, "stream": true}), diffusion);
     let (chunks, done) = server.stream(COMPLETIONS, &body).await;
     let streamed: String = chunks.iter().filter_map(|c| c["choices"][0]["text"].as_str()).collect();
     assert!(done && streamed == text, "{streamed}");
+    let choices = || chunks.iter().map(|c| &c["choices"][0]);
+    assert_eq!(choices().rev().find_map(|c| c["gaps"].as_array()), choice["gaps"].as_array());
+    let streamed = choices().filter_map(|c| c["logprobs"]["text_offset"].as_array()).flatten();
+    assert!(streamed.eq(offsets.as_array().unwrap()), "{offsets}");
+}
+
+#[tokio::test]
+async fn a_gap_is_told_as_the_text_has_it() {
+    let server = serve_builtin("tiny-llada").await;
+    let ask = async |infill: Value, more: Value| {
+        let body = with(json!({"prompt": format!("{QUESTION}The capital of France")}), more);
+        let body = with(body, json!({"diffusion": {"infill": infill}}));
+        complete(&server, "tiny-llada", body).await["choices"][0].clone()
+    };
+    let choice = ask(json!([4, ".<|end|>"]), json!({})).await;
+    assert_eq!((&choice["text"], &choice["gaps"]), (&json!(" is Paris"), &json!([" is Paris"])));
+    let gaps = json!([4, ". It is", 3, "."]);
+    let choice = ask(gaps, json!({"stop": "Paris"})).await;
+    assert_eq!((&choice["text"], &choice["gaps"]), (&json!(" is "), &json!([" is ", ""])));
+    assert_eq!(choice["finish_reason"], "stop");
 }
 
 #[tokio::test]
@@ -173,6 +198,7 @@ async fn an_echo_alone_honours_or_refuses_every_option_and_is_counted() {
         (json!({"diffusion": {"trace": true}}), "diffusion.trace"),
         (json!({"prompt": [99999]}), "prompt"),
         (json!({"temperature": 900}), "temperature"),
+        (json!({"logprobs": 0, "diffusion": {"cfg_scale": 1.0}}), "diffusion.cfg_scale"),
         (json!({"logprobs": 1, "top_logprobs": 2}), "top_logprobs"),
     ] {
         let (status, answer) = server.post(COMPLETIONS, &with(echo.clone(), more)).await;

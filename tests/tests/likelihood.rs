@@ -8,7 +8,8 @@
 
 use dfastllm_engine::decoding::{DecodingConfig, Preset, preset};
 use dfastllm_engine::{
-    Event, Likelihood, Patterns, PromptScores, RequestParams, Running, Sampling, SettledToken, Task,
+    Event, GenerationRequest, Likelihood, Patterns, PromptScores, RequestParams, Running, Sampling,
+    SettledToken, Task,
 };
 use dfastllm_models::ReferenceLoop;
 use dfastllm_tests::engine::{CONFIG, Served, greedy, serve};
@@ -213,4 +214,16 @@ fn scores_of_a_causal_prompt_equal_the_original() {
         assert_eq!(record["continuation_is_greedy"], is_greedy, "{name}");
     }
     assert_eq!(records.len(), 23);
+}
+
+#[test]
+fn subsets_that_name_a_position_twice_or_outside_the_answer_are_refused() {
+    let served = serve(parity("llada"), CONFIG);
+    let refused = |pattern: Vec<usize>| {
+        let task = Task::Likelihood { answer_start: 2, patterns: Patterns::Given(vec![pattern]) };
+        let params = RequestParams { task, ..greedy(&[5, 6, 7, 8, 9], 0, Some(settings(0.0))) };
+        GenerationRequest::new(params, &served.limits).is_err()
+    };
+    assert!(!refused(vec![0, 2]));
+    assert!([vec![], vec![1, 1], vec![2, 0], vec![3]].into_iter().all(refused));
 }

@@ -128,12 +128,12 @@ async fn dream_threshold() {
 
 #[tokio::test]
 async fn fast_loses_at_most_a_point() {
-    check_preset("tiny-llada", "fast", 1.0, 8.6).await;
-    check_preset("tiny-dream", "fast", 1.0, 8.6).await;
+    check_preset("tiny-llada", "fast", 1.0, 6.0).await;
+    check_preset("tiny-dream", "fast", 1.0, 6.0).await;
 }
 
 #[tokio::test]
 async fn turbo_loses_at_most_three_points() {
-    check_preset("tiny-llada", "turbo", 3.0, 6.0).await;
-    check_preset("tiny-dream", "turbo", 3.0, 6.0).await;
+    check_preset("tiny-llada", "turbo", 3.0, 5.0).await;
+    check_preset("tiny-dream", "turbo", 3.0, 5.0).await;
 }

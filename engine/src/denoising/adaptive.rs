@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use dfastllm_models::Attend;
 use dfastllm_models::ops::{ConfidenceOf, Draw, Mix, RowParams, RowScore};
+use dfastllm_models::{Attend, PAGE_SIZE};
 
 use super::Canvas;
 use super::computed::{Computed, Scene};
@@ -203,7 +203,7 @@ impl AdaptiveParallel {
 
 impl Generation for AdaptiveParallel {
     fn own_pages(&self) -> usize {
-        Canvas::pages(0, self.request.total_len())
+        self.request.total_len().div_ceil(PAGE_SIZE)
     }
 
     fn plan(&mut self, budget: usize) -> Option<StepPlan> {

@@ -2,8 +2,6 @@
 
 use std::ops::Range;
 
-use dfastllm_models::PAGE_SIZE;
-
 use crate::{InfillPart, SettledToken};
 
 /// What a position of the canvas holds. Openness is never read off the mask id: a prompt may spell
@@ -109,11 +107,6 @@ impl Canvas {
     pub(crate) fn without_prompt(&self, mut tokens: Vec<u32>) -> Vec<u32> {
         tokens[..self.prompt_len].fill(self.mask_id);
         tokens
-    }
-
-    /// Pages a sequence of `len` canvas positions needs.
-    pub(crate) fn pages(prompt_len: usize, len: usize) -> usize {
-        (prompt_len + len).div_ceil(PAGE_SIZE)
     }
 
     /// Positions there are to fill, open or not.

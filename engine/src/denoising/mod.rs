@@ -10,6 +10,7 @@ mod progress;
 
 use std::ops::Range;
 
+use dfastllm_models::PAGE_SIZE;
 use dfastllm_models::ops::RowScore;
 
 pub(crate) use adaptive::AdaptiveParallel;
@@ -126,7 +127,7 @@ impl Denoising {
             return 0;
         }
         let sequences = if config.cfg_scale > 0.0 { 2 } else { 1 };
-        sequences * Canvas::pages(0, request.total_len())
+        sequences * request.total_len().div_ceil(PAGE_SIZE)
     }
 
     /// Positions of the region, in order.

@@ -3,11 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use dfastllm_models::Attend;
 use dfastllm_models::ops::{Draw, FilterOrder, Filters, Penalties, RowParams};
+use dfastllm_models::{Attend, PAGE_SIZE};
 
+use super::Denoising;
 use super::computed::Scene;
-use super::{Canvas, Denoising};
 use crate::decoding::{HeadRows, Pass, Revise, TokenNoise};
 use crate::plan::{Purpose, SpanPlan, StepPlan, Want, Which};
 
@@ -116,7 +116,7 @@ impl Denoising {
 
     /// A state's span, and where guidance is asked for the same without the prompt.
     fn add_spans(&self, spans: &mut Vec<SpanPlan>, pass: &Pass, tokens: &[u32], writes: bool) {
-        let second = Canvas::pages(0, self.request.total_len());
+        let second = self.request.total_len().div_ceil(PAGE_SIZE);
         spans.push(span(pass, tokens.to_vec(), writes, 0));
         if self.config.cfg_scale > 0.0 {
             let unconditional = self.canvas.without_prompt(tokens.to_vec());

@@ -72,6 +72,11 @@ pub(super) fn check_task(params: &RequestParams, limits: &ModelLimits) -> Result
     if params.task == Task::ScorePrompt && params.prompt.len() < 2 {
         return refuse("prompt", "a single token has nothing before it to be scored after");
     }
+    let is_guided = params.decoding.as_ref().is_some_and(|config| config.cfg_scale > 0.0);
+    if params.task == Task::ScorePrompt && is_guided {
+        let message = "guidance hides the prompt, which is what is scored";
+        return refuse("diffusion.cfg_scale", message);
+    }
     let Task::Likelihood { answer_start, patterns } = &params.task else { return Ok(()) };
     let param = "diffusion.likelihood";
     let len = params.prompt.len();
@@ -96,11 +101,13 @@ pub(super) fn check_task(params: &RequestParams, limits: &ModelLimits) -> Result
         Patterns::Drawn(_) => Ok(()),
         Patterns::Given(patterns) => {
             let answer = len - answer_start;
-            let fits = |p: &Vec<usize>| !p.is_empty() && p.iter().all(|&i| i < answer);
+            let is_ascending = |p: &Vec<usize>| p.windows(2).all(|pair| pair[0] < pair[1]);
+            let fits = |p: &Vec<usize>| p.last().is_some_and(|&i| i < answer) && is_ascending(p);
             if (1..=MAX_SAMPLES).contains(&patterns.len()) && patterns.iter().all(fits) {
                 return Ok(());
             }
-            refuse(param, format!("expected 1 to {MAX_SAMPLES} subsets of {answer} positions"))
+            let expected = format!("1 to {MAX_SAMPLES} subsets of {answer} positions, ascending");
+            refuse(param, format!("expected {expected}"))
         }
     }
 }

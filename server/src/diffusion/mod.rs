@@ -247,7 +247,7 @@ mod tests {
     #[test]
     fn parameters_select_their_rules() {
         let llada = |fields| config(fields, ReferenceLoop::EvenSplit).unwrap();
-        assert_eq!(llada(json!({})).quota, Quota::EntropyBound(2.0));
+        assert_eq!(llada(json!({})).quota, Quota::EntropyBound(4.0));
         assert_eq!(llada(json!({"threshold": 0.5})).quota, Quota::Threshold(0.5));
         assert_eq!(llada(json!({"steps": 8})).quota, Quota::EvenSplit { steps: 8 });
         let eps = llada(json!({"eps": 0.01})).quota;

@@ -7,7 +7,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use dfastllm_engine::{Audit, Change, ChangeKind, FinishReason, SettledToken, TraceStep, Usage};
-use dfastllm_models::{SpecialTokens, Tokenizer};
+use dfastllm_models::Tokenizer;
 use futures_util::stream;
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use super::echo::Echo;
 use crate::app::REQUEST_ID;
 use crate::convert::{AnswerOptions, Endpoint};
 use crate::generation::{Choices, Update};
-use crate::logprobs::{logprobs, token_text};
+use crate::logprobs::{Place, logprobs, token_text};
 use crate::{ApiError, AppState, ServedModel};
 
 /// What stands in every object of one answer.
@@ -103,7 +103,12 @@ impl Prepared {
     fn logprobs(&self, choice: usize, tokens: &[SettledToken]) -> Value {
         match self.echo(choice).filter(|_| self.options.logprobs.is_some()) {
             Some(echo) => echo.logprobs(tokens, &self.options, &self.tokenizer),
-            None => logprobs(tokens, self.frame.endpoint, (&self.options, 0), &self.tokenizer),
+            None => logprobs(
+                tokens,
+                self.frame.endpoint,
+                (&self.options, Place::default()),
+                &self.tokenizer,
+            ),
         }
     }
 }
@@ -125,6 +130,7 @@ pub(crate) async fn respond(
     }
     for (index, answer) in answers.iter_mut().enumerate() {
         answer.trace = prepared.choices.take_trace(index);
+        answer.gaps = prepared.choices.take_gaps(index);
     }
     let list: Vec<Value> =
         answers.iter().enumerate().map(|(i, a)| a.choice(i, &prepared)).collect();
@@ -147,6 +153,7 @@ struct Answer {
     tokens: Vec<SettledToken>,
     finish: Option<FinishReason>,
     trace: Vec<TraceStep>,
+    gaps: Vec<String>,
 }
 
 impl Answer {
@@ -174,8 +181,8 @@ impl Answer {
         if options.return_token_ids {
             choice["token_ids"] = ids(&self.tokens);
         }
-        if !options.between.is_empty() {
-            choice["gaps"] = gaps(&self.tokens, options.between.len() + 1, &prepared.tokenizer);
+        if options.gaps {
+            choice["gaps"] = json!(self.gaps);
         }
         if options.trace {
             choice["trace"] = trace(&self.trace);
@@ -186,15 +193,6 @@ impl Answer {
 
 fn ids(tokens: &[SettledToken]) -> Value {
     tokens.iter().map(|token| token.id).collect::<Vec<u32>>().into()
-}
-
-/// The text of each gap.
-fn gaps(tokens: &[SettledToken], count: usize, tokenizer: &Tokenizer) -> Value {
-    let text = |gap: usize| {
-        let of_gap = tokens.iter().filter(|t| t.gap == gap && !t.is_end);
-        tokenizer.decode(&of_gap.map(|t| t.id).collect::<Vec<u32>>(), SpecialTokens::Skip)
-    };
-    (0..count).map(text).collect::<Vec<String>>().into()
 }
 
 fn finish_reason(reason: Option<FinishReason>) -> Value {
@@ -266,15 +264,16 @@ enum Stage {
 
 struct Streaming {
     prepared: Prepared,
-    /// Characters of each choice sent so far.
-    offsets: Vec<usize>,
+    /// What of each choice was sent so far.
+    places: Vec<Place>,
     stage: Stage,
 }
 
 fn streamed(prepared: Prepared, first: Option<Update>) -> Response {
     let prompt = |choice| prepared.echo(choice).map_or(0, |echo| echo.text.chars().count());
-    let offsets = (0..prepared.choices.len()).map(prompt).collect();
-    let streaming = Streaming { prepared, offsets, stage: Stage::Start(first) };
+    let place = |choice| Place { chars: prompt(choice), gap: 0 };
+    let places = (0..prepared.choices.len()).map(place).collect();
+    let streaming = Streaming { prepared, places, stage: Stage::Start(first) };
     let body = stream::unfold(streaming, |mut streaming| async {
         streaming.next().await.map(|text| (Ok::<_, Infallible>(Bytes::from(text)), streaming))
     });
@@ -358,7 +357,7 @@ impl Streaming {
             choice["logprobs"] = logprobs(
                 &update.tokens,
                 prepared.frame.endpoint,
-                (&prepared.options, self.offsets[update.index]),
+                (&prepared.options, self.places[update.index]),
                 &prepared.tokenizer,
             );
             if self.prepared.options.return_token_ids {
@@ -366,7 +365,9 @@ impl Streaming {
             }
             out.push_str(&self.event_of(choice));
         }
-        self.offsets[update.index] += update.text.chars().count();
+        let place = &mut self.places[update.index];
+        place.chars += update.text.chars().count();
+        place.gap = update.tokens.last().map_or(place.gap, |token| token.gap);
         if !update.changes.is_empty() {
             let mut choice = self.delta(update.index, Value::Null);
             choice["denoising"] = denoising(&update.changes, &self.prepared.tokenizer);
@@ -377,6 +378,9 @@ impl Streaming {
             choice["finish_reason"] = finish_reason(Some(reason));
             if self.prepared.options.trace {
                 choice["trace"] = trace(&self.prepared.choices.take_trace(update.index));
+            }
+            if self.prepared.options.gaps {
+                choice["gaps"] = json!(self.prepared.choices.take_gaps(update.index));
             }
             out.push_str(&self.event_of(choice));
         }

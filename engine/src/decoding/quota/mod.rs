@@ -84,7 +84,7 @@ pub fn quota_rule(config: &DecodingConfig) -> Box<dyn QuotaRule> {
         Quota::Stable { threshold, divergence, passes } => {
             Box::new(Stable::new(threshold, divergence, passes))
         }
-        // Adaptive decoding has a loop of its own; position by position is what it falls back to.
+        // Adaptive decoding has a loop of its own, which asks no rule.
         Quota::One | Quota::Adaptive { .. } => Box::new(One),
     }
 }
