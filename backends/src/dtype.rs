@@ -59,7 +59,57 @@ impl FromStr for DTypeChoice {
     }
 }
 
-/// The float types of one loaded model.
+/// How projections are kept in memory (`--quantize`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Quantize {
+    /// In the weights' float type.
+    #[default]
+    None,
+    /// A byte each, a scale for every 32.
+    Int8,
+    /// Half a byte each, a scale for every 32.
+    Int4,
+}
+
+impl fmt::Display for Quantize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        })
+    }
+}
+
+impl FromStr for Quantize {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        match text {
+            "none" => Ok(Self::None),
+            "int8" => Ok(Self::Int8),
+            "int4" => Ok(Self::Int4),
+            _ => Err(DeviceError::UnknownQuantize { found: text.chars().take(64).collect() }),
+        }
+    }
+}
+
+/// What a user may ask for of the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct WeightChoice {
+    /// Float type.
+    pub dtype: DTypeChoice,
+    /// Quantisation of the projections.
+    pub quantize: Quantize,
+}
+
+impl From<DTypeChoice> for WeightChoice {
+    fn from(dtype: DTypeChoice) -> Self {
+        Self { dtype, quantize: Quantize::None }
+    }
+}
+
+/// The types of one loaded model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Precision {
     /// Projection and embedding matrices.
@@ -69,22 +119,34 @@ pub struct Precision {
     pub activations: DType,
     /// Cached keys and values.
     pub kv: DType,
+    /// Quantisation of the projections.
+    pub quantize: Quantize,
 }
 
 impl Precision {
     /// Everything in f32, as golden records and accuracy tables are measured.
-    pub const F32: Self = Self { weights: DType::F32, activations: DType::F32, kv: DType::F32 };
+    pub const F32: Self = Self {
+        weights: DType::F32,
+        activations: DType::F32,
+        kv: DType::F32,
+        quantize: Quantize::None,
+    };
 
-    /// Settles `--dtype` for a checkpoint of `checkpoint` floats on a device that supports `supported`.
+    /// Settles `--dtype` and `--quantize` for a checkpoint of `checkpoint` floats on a device that
+    /// supports `supported`.
     ///
     /// # Errors
-    /// When a named dtype is not supported by the device.
+    /// When what was named is not supported by the device.
     pub fn resolve(
-        choice: DTypeChoice,
+        choice: impl Into<WeightChoice>,
         checkpoint: DType,
         spec: DeviceSpec,
         supported: &[DType],
     ) -> Result<Self, DeviceError> {
+        let WeightChoice { dtype: choice, quantize } = choice.into();
+        if quantize != Quantize::None && spec != DeviceSpec::Cpu {
+            return Err(DeviceError::UnsupportedQuantize { spec, quantize: quantize.to_string() });
+        }
         let weights = match choice.dtype() {
             Some(dtype) if supported.contains(&dtype) => dtype,
             Some(_) => {
@@ -98,7 +160,7 @@ impl Precision {
             None => DType::F32,
         };
         let activations = if spec == DeviceSpec::Cpu { DType::F32 } else { weights };
-        Ok(Self { weights, activations, kv: weights })
+        Ok(Self { weights, activations, kv: weights, quantize })
     }
 }
 
@@ -130,5 +192,12 @@ mod tests {
             Precision::resolve(DTypeChoice::Bf16, DType::F32, DeviceSpec::NdArray, &f32_only)
                 .unwrap_err();
         assert_eq!(error.to_string(), "device 'ndarray' cannot compute in bf16: it supports f32");
+        let int8 = WeightChoice { dtype: DTypeChoice::Auto, quantize: Quantize::Int8 };
+        let resolve = |spec| Precision::resolve(int8, DType::F32, spec, &f32_only);
+        assert_eq!(resolve(DeviceSpec::Cpu).unwrap().quantize, Quantize::Int8);
+        let error = resolve(DeviceSpec::Vulkan(0)).unwrap_err().to_string();
+        assert_eq!(error, "device 'vulkan:0' has no int8 weights: only cpu has");
+        let error = "int2".parse::<Quantize>().unwrap_err().to_string();
+        assert_eq!(error, "unknown quantisation 'int2': expected none, int8 or int4");
     }
 }

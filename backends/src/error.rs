@@ -47,6 +47,20 @@ pub enum DeviceError {
         /// What was given.
         found: String,
     },
+    /// The device has no kernels for quantised weights.
+    #[error("device '{spec}' has no {quantize} weights: only cpu has")]
+    UnsupportedQuantize {
+        /// The device.
+        spec: DeviceSpec,
+        /// What was asked for.
+        quantize: String,
+    },
+    /// The text is not a quantisation.
+    #[error("unknown quantisation '{found}': expected none, int8 or int4")]
+    UnknownQuantize {
+        /// What was given.
+        found: String,
+    },
     /// The worker threads could not be set up.
     #[error("cannot start {threads} CPU threads: {reason}")]
     Threads {

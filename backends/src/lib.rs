@@ -20,7 +20,7 @@ mod spec;
 
 pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 pub use cpu::{CpuPath, active_path, configure_threads, physical_cores, run_on};
-pub use dtype::{DTypeChoice, Precision};
+pub use dtype::{DTypeChoice, Precision, Quantize, WeightChoice};
 pub use error::DeviceError;
 pub use kv::{KvPool, KvShape};
 pub use provider::{

@@ -1,6 +1,6 @@
 //! The list of families, and loading one.
 
-use dfastllm_backends::{DType, DTypeChoice, OpenDevice, Precision};
+use dfastllm_backends::{DType, OpenDevice, Precision, WeightChoice};
 use serde_json::Value;
 
 use crate::checkpoint::{self, StoredTensors};
@@ -86,7 +86,7 @@ pub struct LoadedModel {
 pub fn load(
     files: &ModelFiles,
     device: &OpenDevice,
-    dtype: DTypeChoice,
+    weights: impl Into<WeightChoice>,
 ) -> Result<LoadedModel, LoadError> {
     let config: Value = files.required_json("config.json")?;
     let family = family_of(&config)?;
@@ -96,7 +96,7 @@ pub fn load(
     let stored = checkpoint::open(files)?;
     refuse_legacy_phi(&stored)?;
     let own = weight_dtype(&stored)?;
-    let precision = Precision::resolve(dtype, own, device.spec, &device.info.dtypes)?;
+    let precision = Precision::resolve(weights, own, device.spec, &device.info.dtypes)?;
     let mut weights = Weights::new(stored, device.device.clone(), precision);
     let model = (family.load)(&config, &mut weights)?;
     weights.finish()?;

@@ -70,7 +70,7 @@ pub fn synth_tensors(
         DType::F16 => Dtype::F16,
         _ => return Err(LoadError::WeightDType { tensor: "all".to_owned(), dtype }),
     };
-    let precision = Precision { weights: DType::F32, activations: DType::F32, kv: DType::F32 };
+    let precision = Precision::F32;
     let mut weights = Weights::new(Default::default(), Device::flex(), precision);
     // Every tensor is missing, and so gets listed; the model itself is not used.
     (family_of(config)?.load)(config, &mut weights)?;

@@ -54,7 +54,7 @@ impl Weights {
     pub(crate) fn linear(&mut self, prefix: &str, out: usize, inp: usize, bias: Bias) -> Linear {
         let weight = self.matrix(&format!("{prefix}.weight"), out, inp);
         let bias = (bias == Bias::Yes).then(|| self.vector(&format!("{prefix}.bias"), out));
-        Linear { weight, bias }
+        Linear::new(weight, bias, self.precision.quantize)
     }
 
     fn tensor<const D: usize>(&mut self, name: &str, shape: [usize; D], dtype: DType) -> Tensor<D> {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use dfastllm_backends::{DTypeChoice, DeviceProvider, DeviceSpec, OpenDevice, open_device};
+use dfastllm_backends::{
+    DeviceProvider, DeviceSpec, OpenDevice, Precision, Quantize, WeightChoice, open_device,
+};
 use dfastllm_engine::decoding::Preset;
 use dfastllm_engine::{Engine, EngineConfig, EngineHandle, ModelLimits, Verifier};
 use dfastllm_models::{ChatTemplate, GenerationDefaults, LoadedModel, ModelFiles, Tokenizer, load};
@@ -19,8 +21,8 @@ pub struct ServeOptions {
     pub names: Vec<String>,
     /// Where it runs.
     pub device: DeviceSpec,
-    /// Float type of the weights.
-    pub dtype: DTypeChoice,
+    /// Float type and quantisation of the weights.
+    pub weights: WeightChoice,
     /// Longest sequence; the checkpoint's own if not given.
     pub max_model_len: Option<usize>,
     /// Requests decoded at the same time.
@@ -92,7 +94,7 @@ impl ServedModel {
         providers: &[Box<dyn DeviceProvider>],
     ) -> Result<(Self, Engine), String> {
         let device = open_device(options.device, providers).map_err(|e| e.to_string())?;
-        let loaded = load(&options.files, &device, options.dtype).map_err(|e| e.to_string())?;
+        let loaded = load(&options.files, &device, options.weights).map_err(|e| e.to_string())?;
         let own = loaded.model.shape().max_positions;
         let max_model_len = options.max_model_len.unwrap_or(own);
         if max_model_len == 0 || max_model_len > own {
@@ -119,7 +121,7 @@ impl ServedModel {
             chat: loaded.chat,
             limits,
             generation: loaded.generation,
-            dtype: format!("{:?}", loaded.precision.weights).to_lowercase(),
+            dtype: weight_types(&loaded.precision),
             engine: engine.handle(),
             device,
             preset: options.preset,
@@ -159,7 +161,7 @@ fn verifier(
             "--draft-model verifies drafts of a diffusion model; this one is not".to_owned()
         );
     }
-    let draft = load(files, device, options.dtype).map_err(|e| format!("--draft-model: {e}"))?;
+    let draft = load(files, device, options.weights).map_err(|e| format!("--draft-model: {e}"))?;
     if draft.special.mask_id.is_some() {
         return Err("--draft-model: expected an autoregressive model".to_owned());
     }
@@ -174,6 +176,15 @@ fn verifier(
         ));
     }
     Ok(Some(Verifier { model: draft.model, kv_dtype: draft.precision.kv }))
+}
+
+/// `bf16`, or `int8+bf16` where projections are quantised and the embedding is not.
+fn weight_types(precision: &Precision) -> String {
+    let dtype = format!("{:?}", precision.weights).to_lowercase();
+    match precision.quantize {
+        Quantize::None => dtype,
+        quantize => format!("{quantize}+{dtype}"),
+    }
 }
 
 /// Positions of the pool: what was asked for, else every seat at full length, within a quarter of

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use dfastllm_backends::{CpuProvider, DTypeChoice, DeviceProvider, DeviceSpec, OpenDevice};
+use dfastllm_backends::{
+    CpuProvider, DTypeChoice, DeviceProvider, DeviceSpec, OpenDevice, WeightChoice,
+};
 use dfastllm_models::{LoadedModel, ModelFiles, builtin_files, load};
 use serde_json::Value;
 
@@ -41,6 +43,12 @@ pub fn parity(family: &str) -> LoadedModel {
 /// A built-in model (`tiny-phi`, …), in f32.
 #[must_use]
 pub fn builtin(name: &str) -> LoadedModel {
+    builtin_as(name, DTypeChoice::F32.into())
+}
+
+/// A built-in model with its weights as chosen.
+#[must_use]
+pub fn builtin_as(name: &str, weights: WeightChoice) -> LoadedModel {
     let files = builtin_files(name).unwrap();
-    load(&files, &cpu(), DTypeChoice::F32).unwrap_or_else(|e| panic!("{e}"))
+    load(&files, &cpu(), weights).unwrap_or_else(|e| panic!("{e}"))
 }

@@ -68,7 +68,7 @@ pub fn options(model: &str) -> ServeOptions {
         files: builtin_files(model).unwrap(),
         names: vec![model.to_owned()],
         device: DeviceSpec::Cpu,
-        dtype: DTypeChoice::F32,
+        weights: DTypeChoice::F32.into(),
         max_model_len: None,
         max_num_seqs: 16,
         max_num_batched_tokens: 2048,

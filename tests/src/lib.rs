@@ -5,4 +5,5 @@ pub mod engine;
 pub mod fixtures;
 pub mod golden;
 pub mod http;
+pub mod scores;
 pub mod tape;

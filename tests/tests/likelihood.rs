@@ -7,14 +7,12 @@
 )]
 
 use dfastllm_engine::decoding::{DecodingConfig, Preset, preset};
-use dfastllm_engine::{
-    Event, GenerationRequest, Likelihood, Patterns, PromptScores, RequestParams, Running, Sampling,
-    SettledToken, Task,
-};
+use dfastllm_engine::{GenerationRequest, Patterns, RequestParams, Sampling, Task};
 use dfastllm_models::ReferenceLoop;
-use dfastllm_tests::engine::{CONFIG, Served, greedy, serve};
+use dfastllm_tests::engine::{CONFIG, greedy, serve};
 use dfastllm_tests::fixtures::parity;
 use dfastllm_tests::golden::{ids, numbers, records};
+use dfastllm_tests::scores::{likelihoods, tokens};
 use serde_json::Value;
 
 /// What the suites ask of a log-probability in f32.
@@ -22,49 +20,6 @@ const TOLERANCE: f64 = 1e-3;
 
 fn settings(cfg_scale: f64) -> DecodingConfig {
     DecodingConfig { cfg_scale, ..preset(Preset::Reference, ReferenceLoop::EvenSplit, 1) }
-}
-
-/// Waits for the scores; nothing may be generated before them.
-fn scores_of(running: &Running) -> PromptScores {
-    let mut found = None;
-    loop {
-        match running.events.recv().unwrap() {
-            Event::Settled { tokens, .. } => assert!(tokens.is_empty()),
-            Event::Scored(scores) => assert!(found.replace(scores).is_none()),
-            Event::Finished { usage, .. } => {
-                assert_eq!(usage.completion_tokens, 0);
-                return found.unwrap();
-            }
-            Event::Failed(error) => panic!("{error}"),
-        }
-    }
-}
-
-fn scored(served: &Served, params: impl IntoIterator<Item = RequestParams>) -> Vec<PromptScores> {
-    let running: Vec<Running> = params.into_iter().map(|p| served.submit(p)).collect();
-    running.iter().map(scores_of).collect()
-}
-
-fn likelihoods(
-    served: &Served,
-    params: impl IntoIterator<Item = RequestParams>,
-) -> Vec<Likelihood> {
-    let likelihood = |scores| match scores {
-        PromptScores::Likelihood(likelihood) => likelihood,
-        PromptScores::Tokens(_) => panic!("an estimate was asked for"),
-    };
-    scored(served, params).into_iter().map(likelihood).collect()
-}
-
-fn tokens(
-    served: &Served,
-    params: impl IntoIterator<Item = RequestParams>,
-) -> Vec<Vec<SettledToken>> {
-    let tokens = |scores| match scores {
-        PromptScores::Tokens(tokens) => tokens,
-        PromptScores::Likelihood(_) => panic!("tokens were asked for"),
-    };
-    scored(served, params).into_iter().map(tokens).collect()
 }
 
 /// The likelihood of a record's answer.

@@ -84,7 +84,7 @@ fn the_engine_names_no_family_and_only_the_runner_touches_tensors() {
 fn unsafe_code_stays_in_the_cpu_kernels_and_says_why() {
     for (path, text) in sources() {
         let blocks = text.matches("unsafe {").count();
-        let allowed = path.ends_with("backends/src/cpu/isa.rs");
+        let allowed = path.parent().is_some_and(|p| p.ends_with("backends/src/cpu/isa"));
         assert!(blocks == 0 || allowed || path.ends_with("tidy.rs"), "{}", path.display());
         if allowed {
             assert!(text.matches("SAFETY").count() >= blocks, "{blocks} blocks need a reason each");

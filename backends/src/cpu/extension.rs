@@ -8,7 +8,7 @@ use half::bf16;
 
 use super::attention::{AttentionPlan, KeysValues, attention};
 use super::linear::{Product, linear as product};
-use super::{Stored, active_path};
+use super::{PackedLinear, Stored, active_path};
 
 /// Operations this crate adds to backends. Listed backends have kernels; on any other the
 /// portable default in [`crate::ops`] runs instead.
@@ -23,6 +23,9 @@ pub(crate) trait InferenceOps: Backend {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+
+    /// `x [rows, in]` to `[rows, out]` with a packed weight.
+    fn packed_linear(x: FloatTensor<Self>, layer: PackedLinear) -> FloatTensor<Self>;
 
     /// `query [rows, heads * dim]` over `own` rows and `pool` slots `[n, kv_heads * dim]`.
     fn paged_attention(
@@ -46,6 +49,12 @@ impl InferenceOps for Flex {
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         flex_linear(&x, &weight, Some(&bias.to_contiguous()))
+    }
+
+    fn packed_linear(x: FloatTensor<Self>, layer: PackedLinear) -> FloatTensor<Self> {
+        let x = x.to_contiguous();
+        let shape = [x.layout().shape()[0], layer.matrix.outs()];
+        wrap(layer.multiply(slice::<f32>(&x)), shape)
     }
 
     fn paged_attention(
@@ -73,12 +82,8 @@ fn flex_linear(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -
     let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
     let shape = [x.layout().shape()[0], weight.layout().shape()[0]];
     let k = x.layout().shape()[1];
-    let (x, bias) = (slice::<f32>(&x), bias.map(slice::<f32>));
-    let y = match weight.dtype() {
-        DType::BF16 => product(active_path(), Product { x, w: slice::<bf16>(&weight), bias, k }),
-        _ => product(active_path(), Product { x, w: slice::<f32>(&weight), bias, k }),
-    };
-    wrap(y, shape)
+    let (x, w, bias) = (slice::<f32>(&x), slice::<f32>(&weight), bias.map(slice::<f32>));
+    wrap(product(active_path(), Product { x, w, bias, k }), shape)
 }
 
 fn keys_values<'a, T: Stored>(
@@ -128,6 +133,11 @@ pub(crate) fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Option<Tensor<1>>) -
         Some(bias) => Dispatch::linear_with_bias(x, weight, bias.into_dispatch()),
         None => Dispatch::linear(x, weight),
     })
+}
+
+/// [`InferenceOps::packed_linear`] on high-level tensors.
+pub(crate) fn packed_linear(x: Tensor<2>, layer: PackedLinear) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::packed_linear(x.into_dispatch(), layer))
 }
 
 /// [`InferenceOps::paged_attention`] on high-level tensors; `own` and `pool` are keys, values.

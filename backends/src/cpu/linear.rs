@@ -5,7 +5,6 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::isa::{CpuPath, Isa, Kernel, dispatch};
-use super::vector::Stored;
 
 /// Rows and outputs of one register tile.
 const ROWS: usize = 4;
@@ -20,17 +19,17 @@ const BLOCK_BYTES: usize = 128 << 10;
 
 /// Operands of one product.
 #[derive(Clone, Copy)]
-pub(crate) struct Product<'a, W> {
+pub(crate) struct Product<'a> {
     /// `[rows, k]`
     pub(crate) x: &'a [f32],
     /// `[outs, k]`
-    pub(crate) w: &'a [W],
+    pub(crate) w: &'a [f32],
     /// `[outs]`
     pub(crate) bias: Option<&'a [f32]>,
     pub(crate) k: usize,
 }
 
-impl<'a, W> Product<'a, W> {
+impl<'a> Product<'a> {
     fn outs(&self) -> usize {
         self.w.len() / self.k
     }
@@ -47,7 +46,7 @@ impl<'a, W> Product<'a, W> {
 
 /// `[rows, outs]`. Each element is one dot product, summed lane-wise along `k` and then over the
 /// lanes, whatever its neighbours.
-pub(crate) fn linear<W: Stored>(path: CpuPath, product: Product<'_, W>) -> Vec<f32> {
+pub(crate) fn linear(path: CpuPath, product: Product<'_>) -> Vec<f32> {
     let (rows, outs) = (product.x.len() / product.k, product.outs());
     let mut y = vec![0f32; rows * outs];
     let threads = rayon::current_num_threads();
@@ -65,7 +64,7 @@ pub(crate) fn linear<W: Stored>(path: CpuPath, product: Product<'_, W>) -> Vec<f
 }
 
 /// Few rows: every thread takes a range of outputs.
-fn split_outs<W: Stored>(path: CpuPath, product: Product<'_, W>, y: &mut [f32]) {
+fn split_outs(path: CpuPath, product: Product<'_>, y: &mut [f32]) {
     let outs = product.outs();
     let outs_each = outs.div_ceil(rayon::current_num_threads() * 2).next_multiple_of(2 * OUTS);
     let parts: Vec<(usize, Vec<f32>)> = (0..outs.div_ceil(outs_each))
@@ -85,33 +84,33 @@ fn split_outs<W: Stored>(path: CpuPath, product: Product<'_, W>, y: &mut [f32]) 
     }
 }
 
-struct Tiles<'a, W> {
-    product: Product<'a, W>,
+struct Tiles<'a> {
+    product: Product<'a>,
     y: &'a mut [f32],
 }
 
-impl<W: Stored> Kernel for Tiles<'_, W> {
+impl Kernel for Tiles<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Self { product, y } = self;
         let (rows, outs) = (product.x.len() / product.k, product.outs());
-        let each = BLOCK_BYTES / (product.k * size_of::<W>()).max(1);
+        let each = BLOCK_BYTES / (product.k * size_of::<f32>()).max(1);
         let each = each.next_multiple_of(2 * OUTS);
         for from in (0..outs).step_by(each) {
             let block = from..(from + each).min(outs);
             let mut row = 0;
             while row + ROWS <= rows {
-                row_block::<I, W, ROWS, OUTS>(isa, product, (row, block.clone()), y);
+                row_block::<I, ROWS, OUTS>(isa, product, (row, block.clone()), y);
                 row += ROWS;
             }
             let rest = (row, block);
             match rows - row {
-                3 => row_block::<I, W, 3, OUTS>(isa, product, rest, y),
-                2 => row_block::<I, W, 2, OUTS>(isa, product, rest, y),
+                3 => row_block::<I, 3, OUTS>(isa, product, rest, y),
+                2 => row_block::<I, 2, OUTS>(isa, product, rest, y),
                 // One row has registers for twice the outputs, which hides the latency of its sums.
-                1 => row_block::<I, W, 1, { 2 * OUTS }>(isa, product, rest, y),
+                1 => row_block::<I, 1, { 2 * OUTS }>(isa, product, rest, y),
                 _ => {}
             }
         }
@@ -119,27 +118,27 @@ impl<W: Stored> Kernel for Tiles<'_, W> {
 }
 
 #[inline(always)]
-fn row_block<I: Isa, W: Stored, const R: usize, const N: usize>(
+fn row_block<I: Isa, const R: usize, const N: usize>(
     isa: I,
-    product: Product<'_, W>,
+    product: Product<'_>,
     (row, outs): (usize, Range<usize>),
     y: &mut [f32],
 ) {
     let mut out = outs.start;
     while out + N <= outs.end {
-        tile::<I, W, R, N>(isa, product, row, out, y);
+        tile::<I, R, N>(isa, product, row, out, y);
         out += N;
     }
     while out < outs.end {
-        tile::<I, W, R, 1>(isa, product, row, out, y);
+        tile::<I, R, 1>(isa, product, row, out, y);
         out += 1;
     }
 }
 
 #[inline(always)]
-fn tile<I: Isa, W: Stored, const R: usize, const N: usize>(
+fn tile<I: Isa, const R: usize, const N: usize>(
     isa: I,
-    product: Product<'_, W>,
+    product: Product<'_>,
     row: usize,
     out: usize,
     y: &mut [f32],
@@ -149,7 +148,7 @@ fn tile<I: Isa, W: Stored, const R: usize, const N: usize>(
     for (r, x) in x.iter_mut().enumerate() {
         *x = &product.x[(row + r) * k..][..k];
     }
-    let mut w: [&[W]; N] = [&[]; N];
+    let mut w: [&[f32]; N] = [&[]; N];
     for (n, w) in w.iter_mut().enumerate() {
         *w = &product.w[(out + n) * k..][..k];
     }
@@ -163,7 +162,7 @@ fn tile<I: Isa, W: Stored, const R: usize, const N: usize>(
         for n in 0..N {
             // A few tiles on: rows are too short for the hardware to see a pattern in time.
             isa.prefetch(&w[n][at..], 3 * N * k);
-            let ws = W::load(isa, &w[n][at..]);
+            let ws = isa.load(&w[n][at..]);
             for r in 0..R {
                 acc[r][n] = isa.madd(xs[r], ws, acc[r][n]);
             }
@@ -172,7 +171,7 @@ fn tile<I: Isa, W: Stored, const R: usize, const N: usize>(
     }
     if at < k {
         for n in 0..N {
-            let ws = W::load_part(isa, &w[n][at..]);
+            let ws = isa.load_part(&w[n][at..]);
             for r in 0..R {
                 acc[r][n] = isa.madd(isa.load_part(&x[r][at..]), ws, acc[r][n]);
             }
@@ -191,8 +190,6 @@ fn tile<I: Isa, W: Stored, const R: usize, const N: usize>(
 
 #[cfg(test)]
 mod tests {
-    use half::bf16;
-
     use super::*;
 
     fn values(n: usize, seed: u32) -> Vec<f32> {
@@ -238,16 +235,12 @@ mod tests {
     fn a_row_is_bitwise_the_same_alone_and_in_a_batch() {
         let (rows, outs, k) = (67, 300, 160);
         let (x, w) = (values(rows * k, 5), values(outs * k, 6));
-        let half: Vec<bf16> = w.iter().map(|&v| bf16::from_f32(v)).collect();
         for path in CpuPath::available() {
             let all = linear(path, Product { x: &x, w: &w, bias: None, k });
-            let all_half = linear(path, Product { x: &x, w: &half, bias: None, k });
             for r in 0..rows {
                 let x = &x[r * k..(r + 1) * k];
                 let one = linear(path, Product { x, w: &w, bias: None, k });
                 assert_eq!(one, all[r * outs..(r + 1) * outs], "{path} row {r}");
-                let one = linear(path, Product { x, w: &half, bias: None, k });
-                assert_eq!(one, all_half[r * outs..(r + 1) * outs], "{path} bf16 row {r}");
             }
         }
     }

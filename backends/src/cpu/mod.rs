@@ -1,7 +1,7 @@
 //! Kernels for Burn's flex backend, chosen at run time by CPU feature.
 //!
 //! Kernels are safe Rust over slices, written so that the compiler vectorises them, and compiled
-//! once per instruction set (`isa.rs`). Every output element has one accumulation order that
+//! once per instruction set (`isa/`). Every output element has one accumulation order that
 //! does not depend on how many rows are computed with it or on the number of threads: a row's
 //! result is bitwise the same alone and in any batch.
 
@@ -9,11 +9,15 @@ mod attention;
 mod extension;
 mod isa;
 mod linear;
+mod packed;
 mod vector;
 
 pub(crate) use attention::AttentionPlan;
-pub(crate) use extension::{is_flex, is_host, linear as flex_linear, paged_attention};
+pub(crate) use extension::{
+    is_flex, is_host, linear as flex_linear, packed_linear, paged_attention,
+};
 pub use isa::{CpuPath, active_path};
+pub(crate) use packed::PackedLinear;
 pub(crate) use vector::{SoftmaxSums, Stored, softmax_sums};
 
 use burn::tensor::Device;

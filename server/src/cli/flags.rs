@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use dfastllm_backends::{DTypeChoice, DeviceSpec, configure_threads, physical_cores};
+use dfastllm_backends::{
+    DTypeChoice, DeviceSpec, Quantize, WeightChoice, configure_threads, physical_cores,
+};
 use dfastllm_engine::MAX_DRAFT;
 use dfastllm_engine::decoding::Preset;
 use dfastllm_models::{BUILTIN_MODELS, ChatTemplate, ModelFiles, builtin_files};
@@ -26,6 +28,10 @@ pub(crate) struct ModelArgs {
     /// auto (the checkpoint's), f32, bf16, f16
     #[arg(long, env = "DFASTLLM_DTYPE", default_value = "auto")]
     pub(crate) dtype: DTypeChoice,
+
+    /// Projections as none (the dtype), int8 or int4, with a scale for every 32 weights; on CPU
+    #[arg(long, env = "DFASTLLM_QUANTIZE", default_value_t = Quantize::None)]
+    pub(crate) quantize: Quantize,
 
     /// Longest sequence in tokens [default: the checkpoint's]
     #[arg(long, env = "DFASTLLM_MAX_MODEL_LEN")]
@@ -110,7 +116,7 @@ impl ModelArgs {
             files: model_files(&self.model)?,
             names: seats.names,
             device: self.device,
-            dtype: self.dtype,
+            weights: WeightChoice { dtype: self.dtype, quantize: self.quantize },
             max_model_len: self.max_model_len,
             max_num_seqs: seats.max_num_seqs,
             max_num_batched_tokens: self.max_num_batched_tokens,

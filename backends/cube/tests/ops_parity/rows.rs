@@ -1,7 +1,7 @@
 //! Operations that treat every row alone.
 
 use dfastllm_backends::ops::{self, Linear, Rope, RopePrecision};
-use dfastllm_backends::{DType, Device, Tensor};
+use dfastllm_backends::{DType, Device, Quantize, Tensor};
 
 use crate::lane::{Pair, lanes, noise};
 
@@ -18,9 +18,9 @@ fn linear() {
             let weight = lane.pair(&weight, [outputs, inputs]);
             let bias = lane.noise(3, [outputs]);
             for with_bias in [false, true] {
-                let layer = |weight: &Tensor<2>, bias: &Tensor<1>| Linear {
-                    weight: weight.clone(),
-                    bias: with_bias.then(|| bias.clone()),
+                let layer = |weight: &Tensor<2>, bias: &Tensor<1>| {
+                    let bias = with_bias.then(|| bias.clone());
+                    Linear::new(weight.clone(), bias, Quantize::None)
                 };
                 let tested = ops::linear(x.tested.clone(), &layer(&weight.tested, &bias.tested));
                 let reference = layer(&weight.reference, &bias.reference);

@@ -1,0 +1,157 @@
+use ::half::{bf16, f16};
+
+use super::*;
+
+const FORMATS: [WeightFormat; 3] = [WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Int4];
+
+/// Uniform in -1..1.
+fn values(n: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed;
+    (0..n)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn pack(format: WeightFormat, w: &[f32], k: usize) -> PackedMatrix {
+    let row = |row: usize, to: &mut [f32]| to.copy_from_slice(&w[row * k..(row + 1) * k]);
+    PackedMatrix::new(format, (w.len() / k, k), row)
+}
+
+/// What the kernels multiply with, stated anew: values of `k`, rounded as the format rounds.
+fn rounded(format: WeightFormat, values: &[f32], is_weight: bool) -> Vec<f64> {
+    let blocks = values.chunks(BLOCK);
+    match format {
+        WeightFormat::Bf16 => values.iter().map(|&v| bf16::from_f32(v).to_f64()).collect(),
+        WeightFormat::Int4 if is_weight => blocks
+            .flat_map(|block| {
+                let key = |v: &&f32| v.abs().to_bits();
+                let most = block.iter().rev().max_by_key(key).copied().unwrap_or(0.0);
+                let scale = f16::from_f32(most / -8.0).to_f32();
+                let stored = move |v: &f32| (v / scale).round_ties_even().clamp(-8.0, 7.0);
+                block.iter().map(move |v| f64::from(stored(v)) * f64::from(scale))
+            })
+            .collect(),
+        _ => blocks
+            .flat_map(|block| {
+                let most = block.iter().fold(0f32, |most, v| most.max(v.abs()));
+                let scale = match is_weight {
+                    true => f16::from_f32(most / 127.0).to_f32(),
+                    false => most / 127.0,
+                };
+                let count = move |v: &f32| match is_weight {
+                    true => (v / scale).round_ties_even().clamp(-127.0, 127.0),
+                    false => (v * (127.0 / most)).round_ties_even(),
+                };
+                block.iter().map(move |v| f64::from(count(v)) * f64::from(scale))
+            })
+            .collect(),
+    }
+}
+
+#[test]
+fn every_path_and_format_matches_f64_over_odd_shapes() {
+    for (rows, outs, k) in [
+        (1, 1, 1),
+        (1, 33, 31),
+        (2, 40, 64),
+        (3, 7, 97),
+        (5, 65, 160),
+        (13, 66, 130),
+        (129, 31, 64),
+    ] {
+        let (x, w, b) = (values(rows * k, 1), values(outs * k, 2), values(outs, 3));
+        for format in FORMATS {
+            let matrix = pack(format, &w, k);
+            let of = |values: &[f32], is_weight| -> Vec<Vec<f64>> {
+                values.chunks(k).map(|row| rounded(format, row, is_weight)).collect()
+            };
+            let (exact_x, exact_w) = (of(&x, false), of(&w, true));
+            for path in CpuPath::available() {
+                let y = multiply(path, &matrix, &x, Some(&b));
+                for (index, got) in y.iter().enumerate() {
+                    let (row, out) = (index / outs, index % outs);
+                    let dot = exact_x[row].iter().zip(&exact_w[out]).map(|(x, w)| x * w);
+                    let want = dot.sum::<f64>() + f64::from(b[out]);
+                    // k products of size at most 1.1, each rounded to 2^-24 of the partial sum.
+                    let error = (f64::from(*got) - want).abs();
+                    assert!(error < k as f64 * 1.1e-7 + 1e-6, "{path} {format:?} {got} {want}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_is_bitwise_the_same_alone_and_in_a_batch() {
+    let (rows, outs, k) = (67, 300, 160);
+    let (x, w) = (values(rows * k, 5), values(outs * k, 6));
+    for format in FORMATS {
+        let matrix = pack(format, &w, k);
+        for path in CpuPath::available() {
+            let all = multiply(path, &matrix, &x, None);
+            for row in 0..rows {
+                let one = multiply(path, &matrix, &x[row * k..(row + 1) * k], None);
+                assert_eq!(one, all[row * outs..(row + 1) * outs], "{path} {format:?} row {row}");
+            }
+            for count in [2, 5, 11, 30] {
+                let some = multiply(path, &matrix, &x[..count * k], None);
+                assert_eq!(some, all[..count * outs], "{path} {format:?} {count} rows");
+            }
+        }
+    }
+}
+
+#[test]
+fn quantised_sums_are_bitwise_the_same_on_all_paths_with_fused_arithmetic() {
+    let (rows, outs, k) = (7, 100, 320);
+    let (x, w) = (values(rows * k, 8), values(outs * k, 9));
+    for format in [WeightFormat::Int8, WeightFormat::Int4] {
+        let matrix = pack(format, &w, k);
+        let fused = CpuPath::available().into_iter().filter(|p| *p != CpuPath::Portable);
+        let all: Vec<Vec<f32>> = fused.map(|path| multiply(path, &matrix, &x, None)).collect();
+        assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{format:?}");
+    }
+}
+
+/// The largest products there are: bytes must not saturate on the way.
+#[test]
+fn extremes_do_not_overflow() {
+    let k = 4096;
+    for format in FORMATS {
+        for sign in [1.0, -1.0] {
+            let matrix = pack(format, &vec![sign; k], k);
+            for path in CpuPath::available() {
+                let y = multiply(path, &matrix, &vec![-1.0; 2 * k], None);
+                let far = y.iter().map(|y| (y + sign * k as f32).abs()).fold(0.0, f32::max);
+                // An f16 scale is off by at most 2^-11.
+                assert!(far <= k as f32 / 2048.0, "{path} {format:?}: {y:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn zeros_stay_zero_and_what_is_no_number_stays_none() {
+    let k = 64;
+    for format in FORMATS {
+        let zeros = pack(format, &vec![0.0; 3 * k], k);
+        let mut bad = values(3 * k, 4);
+        bad[k + 40] = f32::INFINITY;
+        let bad = pack(format, &bad, k);
+        for path in CpuPath::available() {
+            assert_eq!(multiply(path, &zeros, &values(k, 2), None), [0.0; 3], "{path} {format:?}");
+            let y = multiply(path, &bad, &values(k, 2), None);
+            let finite: Vec<bool> = y.iter().map(|y| y.is_finite()).collect();
+            assert_eq!(finite, [true, false, true], "{path} {format:?}");
+            for not_finite in [f32::NAN, f32::INFINITY] {
+                let mut x = values(k, 2);
+                x[5] = not_finite;
+                let y = multiply(path, &pack(format, &values(k, 3), k), &x, None);
+                assert!(!y[0].is_finite(), "{path} {format:?}");
+            }
+        }
+    }
+}
