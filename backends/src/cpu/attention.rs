@@ -400,19 +400,15 @@ fn add_values<T: Stored, I: Isa>(
 mod tests {
     use half::bf16;
 
+    use super::super::testing;
     use super::*;
     use crate::rows::{RaggedRows, SpanRequest};
 
     const WIDTH: usize = 3 * 20;
 
+    /// Far enough apart for a softmax that is not flat.
     fn values(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        (0..n)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 22) as f32 - 2.0
-            })
-            .collect()
+        testing::values(n, seed).iter().map(|x| 2.0 * x).collect()
     }
 
     /// A causal sequence cut into chunks of these lengths, over pages in no order.

@@ -2,17 +2,13 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::isa::{CpuPath, Isa, Kernel, dispatch};
+use super::share::{Grid, share};
 
 /// Rows and outputs of one register tile.
 const ROWS: usize = 4;
 const OUTS: usize = 4;
-/// Multiplications below which waking other threads costs more than it saves.
-const SERIAL_WORK: usize = 1 << 17;
-/// From this many rows on, threads share the rows; below, the outputs, and each reads its share of
-/// the weight once.
+/// From this many rows on, threads share the rows.
 const SPLIT_ROWS: usize = 128;
 /// Bytes of the weight that all rows pass over before the next ones: they stay in the core's cache.
 const BLOCK_BYTES: usize = 128 << 10;
@@ -34,54 +30,27 @@ impl<'a> Product<'a> {
         self.w.len() / self.k
     }
 
-    fn with_rows(self, x: &'a [f32]) -> Self {
-        Self { x, ..self }
-    }
-
-    fn with_outs(self, from: usize, to: usize) -> Self {
-        let bias = self.bias.map(|b| &b[from..to]);
-        Self { w: &self.w[from * self.k..to * self.k], bias, ..self }
+    /// Some rows and some outputs of it.
+    fn part(self, rows: Range<usize>, outs: Range<usize>) -> Self {
+        let k = self.k;
+        Self {
+            x: &self.x[rows.start * k..rows.end * k],
+            w: &self.w[outs.start * k..outs.end * k],
+            bias: self.bias.map(|bias| &bias[outs]),
+            k,
+        }
     }
 }
 
 /// `[rows, outs]`. Each element is one dot product, summed lane-wise along `k` and then over the
 /// lanes, whatever its neighbours.
 pub(crate) fn linear(path: CpuPath, product: Product<'_>) -> Vec<f32> {
-    let (rows, outs) = (product.x.len() / product.k, product.outs());
-    let mut y = vec![0f32; rows * outs];
-    let threads = rayon::current_num_threads();
-    if threads == 1 || rows * outs * product.k < SERIAL_WORK {
-        dispatch(path, Tiles { product, y: &mut y });
-    } else if rows >= SPLIT_ROWS {
-        let rows_each = rows.div_ceil(threads).next_multiple_of(ROWS);
-        y.par_chunks_mut(rows_each * outs)
-            .zip(product.x.par_chunks(rows_each * product.k))
-            .for_each(|(y, x)| dispatch(path, Tiles { product: product.with_rows(x), y }));
-    } else {
-        split_outs(path, product, &mut y);
-    }
-    y
-}
-
-/// Few rows: every thread takes a range of outputs.
-fn split_outs(path: CpuPath, product: Product<'_>, y: &mut [f32]) {
-    let outs = product.outs();
-    let outs_each = outs.div_ceil(rayon::current_num_threads() * 2).next_multiple_of(2 * OUTS);
-    let parts: Vec<(usize, Vec<f32>)> = (0..outs.div_ceil(outs_each))
-        .into_par_iter()
-        .map(|i| {
-            let (from, to) = (i * outs_each, ((i + 1) * outs_each).min(outs));
-            let mut part = vec![0f32; product.x.len() / product.k * (to - from)];
-            dispatch(path, Tiles { product: product.with_outs(from, to), y: &mut part });
-            (from, part)
-        })
-        .collect();
-    for (from, part) in parts {
-        let width = part.len() / (y.len() / outs);
-        for (row, values) in y.chunks_mut(outs).zip(part.chunks(width)) {
-            row[from..from + width].copy_from_slice(values);
-        }
-    }
+    let (rows, outs, k) = (product.x.len() / product.k, product.outs(), product.k);
+    let tile_outs = 2 * OUTS;
+    let grid = Grid { rows, outs, k, split_rows: SPLIT_ROWS, tile_rows: ROWS, tile_outs };
+    share(grid, |rows, outs, y| {
+        dispatch(path, Tiles { product: product.part(rows, outs), y });
+    })
 }
 
 struct Tiles<'a> {
@@ -190,17 +159,8 @@ fn tile<I: Isa, const R: usize, const N: usize>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::testing::values;
     use super::*;
-
-    fn values(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        (0..n)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
 
     #[test]
     fn every_path_matches_f64_over_odd_shapes() {

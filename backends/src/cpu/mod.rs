@@ -10,6 +10,9 @@ mod extension;
 mod isa;
 mod linear;
 mod packed;
+mod share;
+#[cfg(test)]
+mod testing;
 mod vector;
 
 pub(crate) use attention::AttentionPlan;

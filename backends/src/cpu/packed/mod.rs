@@ -15,12 +15,12 @@ use std::sync::Arc;
 
 use ::half::bf16;
 use burn::tensor::{DType, Tensor};
-use rayon::prelude::*;
 
 use self::bytes::ByteTiles;
 use self::pack::PackedMatrix;
 use self::pairs::PairTiles;
 use super::isa::{CpuPath, Isa, Kernel, active_path, dispatch};
+use super::share::{Grid, share};
 use crate::Quantize;
 
 /// What a packed weight is kept as.
@@ -84,10 +84,7 @@ const BLOCK: usize = 32;
 /// Words that the first rows of a panel ask the memory for in advance: while they wait for none, the
 /// sums of several rows cost no time of their own.
 const AHEAD: usize = 2048;
-/// Multiplications below which waking other threads costs more than it saves.
-const SERIAL_WORK: usize = 1 << 17;
-/// From this many rows on, threads share the rows; below, the panels, and each reads its share of
-/// the weight once.
+/// From this many rows on, threads share the rows.
 const SPLIT_ROWS: usize = 48;
 
 /// Where a tile's results go.
@@ -175,41 +172,20 @@ fn spread<T: Tiles>(
     matrix: &PackedMatrix,
     bias: Option<&[f32]>,
 ) -> Vec<f32> {
-    let (rows, outs, panels) = (tiles.rows(), matrix.outs(), matrix.panels());
-    let threads = rayon::current_num_threads();
-    let mut y = vec![0f32; rows * outs];
-    if threads == 1 || rows * outs * matrix.k() < SERIAL_WORK {
-        let target = Target { y: &mut y, stride: outs, first: 0, bias };
-        dispatch(path, Panels { tiles, panels: 0..panels, target });
-    } else if rows >= SPLIT_ROWS {
-        let each = rows.div_ceil(threads).next_multiple_of(pairs::TILE_ROWS);
-        y.par_chunks_mut(each * outs).enumerate().for_each(|(i, y)| {
-            let tiles = tiles.with_rows(i * each, rows.min((i + 1) * each));
-            let target = Target { y, stride: outs, first: 0, bias };
-            dispatch(path, Panels { tiles, panels: 0..panels, target });
-        });
-    } else {
-        let each = panels.div_ceil(threads * 4).max(1);
-        let parts: Vec<(usize, Vec<f32>)> = (0..panels.div_ceil(each))
-            .into_par_iter()
-            .map(|i| {
-                let range = i * each..panels.min((i + 1) * each);
-                let first = range.start * PANEL;
-                let stride = outs.min(range.end * PANEL) - first;
-                let mut part = vec![0f32; rows * stride];
-                let target = Target { y: &mut part, stride, first, bias };
-                dispatch(path, Panels { tiles, panels: range, target });
-                (first, part)
-            })
-            .collect();
-        for (first, part) in parts {
-            let width = part.len() / rows;
-            for (row, values) in y.chunks_mut(outs).zip(part.chunks(width)) {
-                row[first..first + width].copy_from_slice(values);
-            }
-        }
-    }
-    y
+    let grid = Grid {
+        rows: tiles.rows(),
+        outs: matrix.outs(),
+        k: matrix.k(),
+        split_rows: SPLIT_ROWS,
+        tile_rows: pairs::TILE_ROWS,
+        tile_outs: PANEL,
+    };
+    share(grid, |rows, outs, y| {
+        let tiles = tiles.with_rows(rows.start, rows.end);
+        let panels = outs.start / PANEL..outs.end.div_ceil(PANEL);
+        let target = Target { y, stride: outs.len(), first: outs.start, bias };
+        dispatch(path, Panels { tiles, panels, target });
+    })
 }
 
 #[cfg(test)]

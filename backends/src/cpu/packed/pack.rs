@@ -54,10 +54,6 @@ impl PackedMatrix {
         self.k
     }
 
-    pub(super) fn panels(&self) -> usize {
-        self.outs.div_ceil(PANEL)
-    }
-
     pub(super) fn words(&self) -> &[u32] {
         &self.words
     }

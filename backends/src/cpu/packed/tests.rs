@@ -1,19 +1,9 @@
 use ::half::{bf16, f16};
 
+use super::super::testing::values;
 use super::*;
 
 const FORMATS: [WeightFormat; 3] = [WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Int4];
-
-/// Uniform in -1..1.
-fn values(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed;
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
 
 fn pack(format: WeightFormat, w: &[f32], k: usize) -> PackedMatrix {
     let row = |row: usize, to: &mut [f32]| to.copy_from_slice(&w[row * k..(row + 1) * k]);
