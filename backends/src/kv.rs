@@ -3,6 +3,8 @@
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::RaggedRows;
+use crate::cpu;
+use crate::rows::WriteRun;
 
 /// Sizes of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +71,7 @@ impl KvPool {
     /// Copies the rows of writing spans into their slots, in place.
     ///
     /// # Shapes
-    /// - `keys`, `values`: `[rows, width]` in the pool's dtype
+    /// - `keys`, `values`: `[rows, width]`, rounded to the pool's dtype
     pub(crate) fn write(
         &mut self,
         layer: usize,
@@ -77,13 +79,20 @@ impl KvPool {
         keys: &Tensor<2>,
         values: &Tensor<2>,
     ) {
+        if cpu::is_flex_f32(keys) && cpu::is_flex_f32(values) {
+            let runs: Vec<WriteRun> =
+                rows.spans().iter().flat_map(|span| span.writes.iter().copied()).collect();
+            // In place because the pool holds the only handle between calls.
+            self.keys[layer].inplace(|pages| cpu::store_rows(pages, keys, &runs));
+            self.values[layer].inplace(|pages| cpu::store_rows(pages, values, &runs));
+            return;
+        }
         for run in rows.spans().iter().flat_map(|span| &span.writes) {
             let (from, to) = (run.row..run.row + run.len, run.slot..run.slot + run.len);
             for (store, source) in
                 [(&mut self.keys[layer], keys), (&mut self.values[layer], values)]
             {
-                let part = source.clone().slice([from.clone()]);
-                // In place because the pool holds the only handle between calls.
+                let part = source.clone().slice([from.clone()]).cast(self.dtype);
                 store.inplace(|pages| pages.slice_assign([to.clone(), 0..self.shape.width], part));
             }
         }

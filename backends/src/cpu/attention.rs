@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::buffers::Buffer;
 use super::isa::{CpuPath, Isa, Kernel, dispatch, madd};
 use super::vector::{Stored, exp};
 use crate::rows::{Attend, KeyRun, KeySource, PAGE_SIZE, Span};
@@ -17,8 +18,9 @@ use crate::rows::{Attend, KeyRun, KeySource, PAGE_SIZE, Span};
 const MAX_RUN: usize = PAGE_SIZE;
 /// Queries one task takes, about.
 const TASK_QUERIES: usize = 32;
-/// From this many queries on, turning keys round pays: then 16 keys are scored in one go.
-const TURN_QUERIES: usize = 8;
+/// From this many queries on, turning keys round pays, for then 16 keys are scored in one go, and so
+/// does widening values.
+const MANY_QUERIES: usize = 8;
 /// Tasks a thread should find, so that none waits long for another.
 const TASKS_PER_THREAD: usize = 3;
 
@@ -31,6 +33,14 @@ pub(crate) struct AttentionPlan {
     pub(crate) heads: usize,
     pub(crate) kv_heads: usize,
     pub(crate) head_dim: usize,
+}
+
+impl AttentionPlan {
+    /// Whether any row looks at keys that are not in the pool.
+    pub(super) fn reads_own_rows(&self) -> bool {
+        let is_own = |run: &KeyRun| matches!(run.source, KeySource::Rows { .. });
+        self.spans.iter().any(|span| span.keys.iter().any(is_own))
+    }
 }
 
 /// Keys and values: `[n, kv_heads * head_dim]`, of this pass's rows and of the pool.
@@ -48,12 +58,12 @@ pub(crate) fn attention<T: Stored>(
     plan: &AttentionPlan,
     query: &[f32],
     kv: KeysValues<'_, T>,
-) -> Vec<f32> {
+) -> Buffer {
     let (dim, group) = (plan.head_dim, plan.heads / plan.kv_heads);
     let parts: Vec<Vec<Part<'_, T>>> = plan.spans.iter().map(|s| span_parts(plan, s, kv)).collect();
     let tasks = tasks(plan, query, &parts);
     let done: Vec<Vec<f32>> = tasks.par_iter().map(|task| dispatch(path, task)).collect();
-    let mut out = vec![0f32; query.len()];
+    let mut out = Buffer::new(query.len());
     for (task, values) in tasks.iter().zip(done) {
         let width = task.heads.len() * group * dim;
         for (row, values) in task.rows.clone().zip(values.chunks_exact(width)) {
@@ -159,14 +169,14 @@ impl<T: Stored> Kernel for &Task<'_, T> {
         let queries = self.rows.len() * self.heads.len() * group;
         let mut out = vec![0f32; queries * dim];
         let mut running = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; queries];
-        let turns = self.rows.len() * group >= TURN_QUERIES;
-        let mut turned = vec![0f32; if turns { dim * MAX_RUN } else { 0 }];
+        let is_worth_it = self.rows.len() * group >= MANY_QUERIES;
+        let mut prepared = is_worth_it.then(|| Prepared::new(dim));
         let positions = &self.plan.positions[self.rows.clone()];
         let furthest = (0..self.rows.len()).max_by_key(|&row| positions[row]).unwrap_or(0);
         for part in self.parts {
             if self.seen(part, furthest) > 0 {
                 for head in self.heads.clone() {
-                    self.head(isa, (part, head), &mut turned, (&mut running, &mut out));
+                    self.head(isa, (part, head), prepared.as_mut(), (&mut running, &mut out));
                 }
             }
         }
@@ -187,15 +197,15 @@ impl<T: Stored> Task<'_, T> {
         &self,
         isa: I,
         (part, head): (&Part<'_, T>, usize),
-        turned: &mut [f32],
+        mut prepared: Option<&mut Prepared>,
         (running, out): (&mut [Running], &mut [f32]),
     ) {
         let plan = self.plan;
         let (dim, group) = (plan.head_dim, plan.heads / plan.kv_heads);
         let offset = head * dim;
         let scale = 1.0 / (dim as f32).sqrt();
-        if !turned.is_empty() {
-            turn(part, offset, turned);
+        if let Some(prepared) = &mut prepared {
+            prepared.fill(part, offset);
         }
         for row in 0..self.rows.len() {
             let (n, hidden) = (self.seen(part, row), self.hidden(part, row));
@@ -205,10 +215,9 @@ impl<T: Stored> Task<'_, T> {
             for member in 0..group {
                 let at = ((self.rows.start + row) * plan.heads + head * group + member) * dim;
                 let query = &self.query[at..][..dim];
-                let mut scores = if turned.is_empty() {
-                    stored_scores(isa, query, &part.keys[offset..], (part.stride, n))
-                } else {
-                    turned_scores::<I>(query, turned)
+                let mut scores = match &prepared {
+                    Some(prepared) => turned_scores::<I>(query, &prepared.keys),
+                    None => stored_scores(isa, query, &part.keys[offset..], (part.stride, n)),
                 };
                 if let Some(key) = hidden {
                     scores[key] = f32::NEG_INFINITY;
@@ -216,7 +225,11 @@ impl<T: Stored> Task<'_, T> {
                 let i = (row * self.heads.len() + head - self.heads.start) * group + member;
                 let out = &mut out[i * dim..][..dim];
                 let weights = softmax_step::<I>(scores, (n, scale), &mut running[i], out);
-                add_values(isa, &weights[..n], &part.values[offset..], part.stride, out);
+                let weights = &weights[..n];
+                match &prepared {
+                    Some(prepared) => add_values(isa, weights, &prepared.values, dim, out),
+                    None => add_values(isa, weights, &part.values[offset..], part.stride, out),
+                }
             }
         }
     }
@@ -242,15 +255,33 @@ impl<T: Stored> Task<'_, T> {
     }
 }
 
-/// The keys of a part, of one head, as `[head_dim][MAX_RUN]`. Beyond the part's end stays what was
+/// A part's keys and values, of one head, for many queries. Beyond the part's end stays what was
 /// there: no one looks at it.
-#[inline(always)]
-fn turn<T: Stored>(part: &Part<'_, T>, offset: usize, to: &mut [f32]) {
-    let dim = to.len() / MAX_RUN;
-    for key in 0..part.n {
-        let from = &part.keys[key * part.stride + offset..][..dim];
-        for (d, x) in from.iter().enumerate() {
-            to[d * MAX_RUN + key] = x.widen();
+struct Prepared {
+    /// `[head_dim][MAX_RUN]`
+    keys: Vec<f32>,
+    /// `[MAX_RUN][head_dim]`
+    values: Vec<f32>,
+}
+
+impl Prepared {
+    fn new(dim: usize) -> Self {
+        Self { keys: vec![0.0; dim * MAX_RUN], values: vec![0.0; dim * MAX_RUN] }
+    }
+
+    /// Turns keys round and widens values.
+    #[inline(always)]
+    fn fill<T: Stored>(&mut self, part: &Part<'_, T>, offset: usize) {
+        let dim = self.keys.len() / MAX_RUN;
+        for key in 0..part.n {
+            let at = key * part.stride + offset;
+            for (d, x) in part.keys[at..][..dim].iter().enumerate() {
+                self.keys[d * MAX_RUN + key] = x.widen();
+            }
+            let to = &mut self.values[key * dim..(key + 1) * dim];
+            for (to, x) in to.iter_mut().zip(&part.values[at..][..dim]) {
+                *to = x.widen();
+            }
         }
     }
 }
@@ -371,7 +402,8 @@ fn fold(mut values: [f32; MAX_RUN], combine: impl Fn(f32, f32) -> f32) -> f32 {
     values[0]
 }
 
-/// `out += Σ weight · value`, a vector of the head at a time, keys in order.
+/// `out += Σ weight · value`, keys in order. Vectors of the head go side by side, so that none waits
+/// for the last sum of another.
 #[inline(always)]
 fn add_values<T: Stored, I: Isa>(
     isa: I,
@@ -380,20 +412,64 @@ fn add_values<T: Stored, I: Isa>(
     stride: usize,
     out: &mut [f32],
 ) {
-    let dim = out.len();
     let mut at = 0;
-    while at < dim {
-        let to = &mut out[at..(at + I::LANES).min(dim)];
-        let whole = to.len() == I::LANES;
-        let mut acc = if whole { isa.load(to) } else { isa.load_part(to) };
-        for (key, &weight) in weights.iter().enumerate() {
-            let value = &values[key * stride + at..][..to.len()];
-            let value = if whole { T::load(isa, value) } else { T::load_part(isa, value) };
-            acc = isa.madd(isa.splat(weight), value, acc);
-        }
-        isa.store(acc, to);
-        at += I::LANES;
+    loop {
+        let operands = (&values[at..], stride);
+        let out = &mut out[at..];
+        let vectors = match out.len() / I::LANES {
+            0 => break add_rest(isa, weights, operands, out),
+            1 => add_vectors::<T, I, 1>(isa, weights, operands, out),
+            2 | 3 => add_vectors::<T, I, 2>(isa, weights, operands, out),
+            4 => add_vectors::<T, I, 4>(isa, weights, operands, out),
+            5..8 => add_vectors::<T, I, 5>(isa, weights, operands, out),
+            _ => add_vectors::<T, I, 8>(isa, weights, operands, out),
+        };
+        at += vectors * I::LANES;
     }
+}
+
+/// The first `N` vectors of a head; returns `N`.
+#[inline(always)]
+fn add_vectors<T: Stored, I: Isa, const N: usize>(
+    isa: I,
+    weights: &[f32],
+    (values, stride): (&[T], usize),
+    out: &mut [f32],
+) -> usize {
+    let mut sums = [isa.zero(); N];
+    for (n, sum) in sums.iter_mut().enumerate() {
+        *sum = isa.load(&out[n * I::LANES..]);
+    }
+    for (key, &weight) in weights.iter().enumerate() {
+        let value = &values[key * stride..][..N * I::LANES];
+        let weight = isa.splat(weight);
+        for (n, sum) in sums.iter_mut().enumerate() {
+            *sum = isa.madd(weight, T::load(isa, &value[n * I::LANES..]), *sum);
+        }
+    }
+    for (n, sum) in sums.into_iter().enumerate() {
+        isa.store(sum, &mut out[n * I::LANES..(n + 1) * I::LANES]);
+    }
+    N
+}
+
+/// What is left of a head, less than a vector.
+#[inline(always)]
+fn add_rest<T: Stored, I: Isa>(
+    isa: I,
+    weights: &[f32],
+    (values, stride): (&[T], usize),
+    out: &mut [f32],
+) {
+    if out.is_empty() {
+        return;
+    }
+    let mut sum = isa.load_part(out);
+    for (key, &weight) in weights.iter().enumerate() {
+        let value = T::load_part(isa, &values[key * stride..][..out.len()]);
+        sum = isa.madd(isa.splat(weight), value, sum);
+    }
+    isa.store(sum, out);
 }
 
 #[cfg(test)]
@@ -404,7 +480,7 @@ mod tests {
     use super::*;
     use crate::rows::{RaggedRows, SpanRequest};
 
-    const WIDTH: usize = 3 * 20;
+    const HEADS: usize = 3;
 
     /// Far enough apart for a softmax that is not flat.
     fn values(n: usize, seed: u32) -> Vec<f32> {
@@ -412,8 +488,12 @@ mod tests {
     }
 
     /// A causal sequence cut into chunks of these lengths, over pages in no order.
-    fn chunks<T: Stored>(path: CpuPath, lengths: &[usize], keys: &[T], values_: &[T]) -> Vec<f32> {
-        let (mut out, mut start) = (Vec::new(), 0);
+    fn chunks<T: Stored>(
+        path: CpuPath,
+        lengths: &[usize],
+        [keys, vals]: [&[T]; 2],
+    ) -> Vec<f32> {
+        let (width, mut out, mut start) = (keys.len() / 48, Vec::new(), 0);
         for &len in lengths {
             let span = SpanRequest {
                 rows: 0..len,
@@ -427,18 +507,14 @@ mod tests {
             let plan = AttentionPlan {
                 spans: rows.spans().clone(),
                 positions: rows.positions().clone(),
-                heads: 3,
-                kv_heads: 3,
-                head_dim: 20,
+                heads: HEADS,
+                kv_heads: HEADS,
+                head_dim: width / HEADS,
             };
-            let query = &values(40 * WIDTH, 9)[start * WIDTH..(start + len) * WIDTH];
-            let kv = KeysValues {
-                own_keys: &[],
-                own_values: &[],
-                pool_keys: keys,
-                pool_values: values_,
-            };
-            out.extend(attention(path, &plan, query, kv));
+            let query = &values(40 * width, 9)[start * width..(start + len) * width];
+            let kv =
+                KeysValues { own_keys: &[], own_values: &[], pool_keys: keys, pool_values: vals };
+            out.extend_from_slice(&attention(path, &plan, query, kv));
             start += len;
         }
         out
@@ -446,20 +522,25 @@ mod tests {
 
     #[test]
     fn every_path_agrees_and_turned_keys_give_the_same_bits_as_stored_ones() {
-        let (keys, vals) = (values(48 * WIDTH, 1), values(48 * WIDTH, 2));
         let half = |v: &[f32]| v.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>();
         let widened = |v: &[f32]| half(v).iter().map(|x| x.to_f32()).collect::<Vec<_>>();
-        let reference = chunks(CpuPath::Portable, &[40], &keys, &vals);
-        for path in CpuPath::available() {
-            let whole = chunks(path, &[40], &keys, &vals);
-            for (a, b) in whole.iter().zip(&reference) {
-                assert!((a - b).abs() < 3e-6, "{path}: {a} {b}");
+        // Less than a vector, every number of vectors side by side, and what is left beside them.
+        for dim in [3, 20, 64, 80, 100, 128, 144] {
+            let (keys, vals) = (values(48 * HEADS * dim, 1), values(48 * HEADS * dim, 2));
+            let reference = chunks(CpuPath::Portable, &[40], [&keys, &vals]);
+            for path in CpuPath::available() {
+                let whole = chunks(path, &[40], [&keys, &vals]);
+                for (a, b) in whole.iter().zip(&reference) {
+                    assert!((a - b).abs() < 1e-5, "{path}: {a} {b}");
+                }
+                let one_by_one = chunks(path, &[1; 40], [&keys, &vals]);
+                assert!(whole == one_by_one, "{path}, {dim}: one row at a time");
+                let uneven = chunks(path, &[7, 33], [&keys, &vals]);
+                assert!(whole == uneven, "{path}, {dim}: uneven chunks");
+                let narrow = chunks(path, &[40], [&half(&keys), &half(&vals)]);
+                let wide = chunks(path, &[40], [&widened(&keys), &widened(&vals)]);
+                assert!(narrow == wide, "{path}, {dim}: bf16 widens exactly");
             }
-            assert!(whole == chunks(path, &[1; 40], &keys, &vals), "{path}: one row at a time");
-            assert!(whole == chunks(path, &[7, 33], &keys, &vals), "{path}: uneven chunks");
-            let narrow = chunks(path, &[40], &half(&keys), &half(&vals));
-            let wide = chunks(path, &[40], &widened(&keys), &widened(&vals));
-            assert!(narrow == wide, "{path}: bf16 widens exactly");
         }
     }
 }

@@ -6,9 +6,10 @@
 //! result is bitwise the same alone and in any batch.
 
 mod attention;
-mod extension;
+mod buffers;
+mod elementwise;
+mod flex;
 mod isa;
-mod linear;
 mod packed;
 mod share;
 #[cfg(test)]
@@ -16,11 +17,12 @@ mod testing;
 mod vector;
 
 pub(crate) use attention::AttentionPlan;
-pub(crate) use extension::{
-    is_flex, is_host, linear as flex_linear, packed_linear, paged_attention,
+pub(crate) use flex::{
+    TensorFinish, is_flex, is_flex_f32, is_host, normalise, packed_linear, paged_attention, rotate,
+    store_rows, sum,
 };
 pub use isa::{CpuPath, active_path};
-pub(crate) use packed::PackedLinear;
+pub(crate) use packed::{PackedLinear, WeightFormat};
 pub(crate) use vector::{SoftmaxSums, Stored, softmax_sums};
 
 use burn::tensor::Device;

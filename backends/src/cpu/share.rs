@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::buffers::Buffer;
+
 /// Multiplications below which waking other threads costs more than it saves.
 const SERIAL_WORK: usize = 1 << 17;
 
@@ -30,10 +32,10 @@ const PARTS_EACH: usize = 4;
 pub(super) fn share(
     grid: Grid,
     compute: impl Fn(Range<usize>, Range<usize>, &mut [f32]) + Sync,
-) -> Vec<f32> {
+) -> Buffer {
     let Grid { rows, outs, .. } = grid;
     let threads = rayon::current_num_threads();
-    let mut y = vec![0f32; rows * outs];
+    let mut y = Buffer::new(rows * outs);
     if threads == 1 || rows * outs * grid.k < SERIAL_WORK {
         compute(0..rows, 0..outs, &mut y);
     } else if rows >= grid.split_rows {
@@ -43,20 +45,41 @@ pub(super) fn share(
         });
     } else {
         let each = outs.div_ceil(threads * PARTS_EACH).next_multiple_of(grid.tile_outs);
-        let parts: Vec<(Range<usize>, Vec<f32>)> = (0..outs.div_ceil(each))
-            .into_par_iter()
-            .map(|i| {
-                let range = i * each..outs.min((i + 1) * each);
-                let mut part = vec![0f32; rows * range.len()];
-                compute(0..rows, range.clone(), &mut part);
-                (range, part)
-            })
-            .collect();
-        for (range, part) in parts {
-            for (row, values) in y.chunks_mut(outs).zip(part.chunks(range.len())) {
-                row[range.clone()].copy_from_slice(values);
+        let part = |i: usize| i * each..outs.min((i + 1) * each);
+        if rows == 1 {
+            y.par_chunks_mut(each).enumerate().for_each(|(i, y)| compute(0..1, part(i), y));
+            return y;
+        }
+        let mut parts = Buffer::new(rows * outs);
+        let chunks = parts.par_chunks_mut(rows * each).enumerate();
+        chunks.for_each(|(i, to)| compute(0..rows, part(i), to));
+        for (i, from) in parts.chunks(rows * each).enumerate() {
+            let part = part(i);
+            for (row, values) in y.chunks_mut(outs).zip(from.chunks(part.len())) {
+                row[part.clone()].copy_from_slice(values);
             }
         }
     }
+    y
+}
+
+/// Numbers a thread should have to work on before another is woken.
+const NUMBERS_EACH: usize = 1 << 14;
+
+/// `[rows, width]`, row by row: `compute` gets a range of rows and where they go.
+pub(super) fn share_rows(
+    rows: usize,
+    width: usize,
+    compute: impl Fn(Range<usize>, &mut [f32]) + Sync,
+) -> Buffer {
+    let mut y = Buffer::new(rows * width);
+    let each = rows.div_ceil(rayon::current_num_threads()).max(NUMBERS_EACH.div_ceil(width));
+    if each >= rows {
+        compute(0..rows, &mut y);
+        return y;
+    }
+    y.par_chunks_mut(each * width).enumerate().for_each(|(i, y)| {
+        compute(i * each..rows.min((i + 1) * each), y);
+    });
     y
 }

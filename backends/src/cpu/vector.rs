@@ -1,18 +1,21 @@
 //! Numbers a kernel reads, and what it computes lane by lane.
 
 use burn::tensor::Element;
-use half::bf16;
+use half::{bf16, f16};
 
 use super::isa::{Isa, Kernel, active_path, dispatch, madd};
+use super::packed::rounded;
 
 /// A stored number that widens to f32 exactly.
-pub(crate) trait Stored: Element + bytemuck::Pod {
+pub(crate) trait Stored: Element + bytemuck::Pod + Default {
     /// The first lanes of a slice at least that long.
     fn load<I: Isa>(isa: I, from: &[Self]) -> I::V;
     /// A shorter slice, filled up with zeros.
     fn load_part<I: Isa>(isa: I, from: &[Self]) -> I::V;
     /// One number.
     fn widen(self) -> f32;
+    /// The nearest there is.
+    fn narrow(x: f32) -> Self;
 }
 
 impl Stored for f32 {
@@ -29,6 +32,11 @@ impl Stored for f32 {
     #[inline(always)]
     fn widen(self) -> f32 {
         self
+    }
+
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        x
     }
 }
 
@@ -47,6 +55,64 @@ impl Stored for bf16 {
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
     }
+
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        Self::from_bits(rounded(x) as u16)
+    }
+}
+
+impl Stored for f16 {
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, from: &[Self]) -> I::V {
+        isa.load_f16(from)
+    }
+
+    #[inline(always)]
+    fn load_part<I: Isa>(isa: I, from: &[Self]) -> I::V {
+        let mut lanes = [Self::ZERO; MOST_LANES];
+        lanes[..from.len()].copy_from_slice(from);
+        isa.load_f16(&lanes)
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+
+    #[inline(always)]
+    fn narrow(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+}
+
+/// Lanes of the widest vector there is.
+const MOST_LANES: usize = 16;
+
+/// GELU in its tanh form, `0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))`, as `x · sigmoid(2u)`.
+#[inline(always)]
+pub(super) fn gelu<I: Isa>(isa: I, v: I::V) -> I::V {
+    const TWO_ROOT_2_OVER_PI: f32 = 1.595_769_1;
+    by_lane(isa, v, |x| {
+        let u = TWO_ROOT_2_OVER_PI * x * madd::<I>(0.044_715 * x, x, 1.0);
+        x / (1.0 + exp::<I>(-u))
+    })
+}
+
+/// `x · sigmoid(x)`
+#[inline(always)]
+pub(super) fn silu<I: Isa>(isa: I, v: I::V) -> I::V {
+    by_lane(isa, v, |x| x / (1.0 + exp::<I>(-x)))
+}
+
+#[inline(always)]
+fn by_lane<I: Isa>(isa: I, v: I::V, f: impl Fn(f32) -> f32) -> I::V {
+    let mut lanes = [0f32; MOST_LANES];
+    isa.store(v, &mut lanes[..I::LANES]);
+    for lane in &mut lanes[..I::LANES] {
+        *lane = f(*lane);
+    }
+    isa.load(&lanes)
 }
 
 /// `exp(x)` to about one unit in the last place; 0 below -87, without branches.

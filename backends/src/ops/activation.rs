@@ -16,12 +16,3 @@ pub fn gelu_new(x: Tensor<2>) -> Tensor<2> {
     let u = x.clone() * cubic * TWO_ROOT_2_OVER_PI;
     (x * activation::sigmoid(u)).cast(dtype)
 }
-
-/// `silu(gate) · up`, the middle of a gated MLP.
-///
-/// # Shapes
-/// - `gate`, `up`: `[rows, features]`; returns the same
-#[must_use]
-pub fn silu_gate(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    activation::silu(gate) * up
-}

@@ -30,12 +30,11 @@ pub fn attention(
     (pool, layer): (&mut KvPool, usize),
     heads: AttentionHeads,
 ) -> Tensor<2> {
-    let own = [keys.cast(pool.dtype()), values.cast(pool.dtype())];
-    pool.write(layer, rows, &own[0], &own[1]);
+    pool.write(layer, rows, &keys, &values);
     let (pool_keys, pool_values) = pool.layer(layer);
     let pool = [pool_keys.clone(), pool_values.clone()];
-    let has_kernel = matches!(pool[0].dtype(), DType::F32 | DType::BF16);
-    if has_kernel && query.dtype() == DType::F32 && cpu::is_flex(&query.device()) {
+    let has_kernel = matches!(pool[0].dtype(), DType::F32 | DType::BF16 | DType::F16);
+    if has_kernel && cpu::is_flex_f32(&query) && cpu::is_flex_f32(&keys) {
         let plan = AttentionPlan {
             spans: rows.spans().clone(),
             positions: rows.positions().clone(),
@@ -43,8 +42,9 @@ pub fn attention(
             kv_heads: heads.kv_heads,
             head_dim: heads.head_dim,
         };
-        return cpu::paged_attention(query, own, pool, plan);
+        return cpu::paged_attention(query, [keys, values], pool, &plan);
     }
+    let own = [keys, values].map(|own| own.cast(pool[0].dtype()));
     portable_attention(query, own, pool, rows, heads)
 }
 

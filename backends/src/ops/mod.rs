@@ -15,14 +15,16 @@ mod rope;
 mod row_params;
 mod sample;
 mod score;
+mod sum;
 
-pub use activation::{gelu_new, silu_gate};
+pub use activation::gelu_new;
 pub use attention::{AttentionHeads, attention, portable_attention};
 pub use embed::{embed, select_rows};
-pub use linear::{Linear, linear, portable_linear};
+pub use linear::{Epilogue, Linear, linear, portable_linear};
 pub use norm::{layer_norm, rms_norm};
 pub use rope::{Rope, RopeAngles, RopePrecision};
 pub use row_params::{
     ConfidenceOf, Credit, Draw, FilterOrder, Filters, Guidance, Mix, Penalties, RowParams,
 };
+pub use sum::sum;
 pub use score::{RowScore, portable_scores, score_rows};

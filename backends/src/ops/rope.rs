@@ -2,6 +2,8 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
+use crate::cpu;
+
 /// Where rounding happens when activations are narrower than f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RopePrecision {
@@ -64,6 +66,14 @@ impl Rope {
     /// - `x`: `[rows, heads * head_dim]`; returns the same
     #[must_use]
     pub fn apply(&self, x: Tensor<2>, angles: &RopeAngles) -> Tensor<2> {
+        if cpu::is_flex_f32(&x) && angles.cos.dtype() == DType::F32 {
+            return cpu::rotate(x, &angles.cos, &angles.sin, self.head_dim);
+        }
+        self.portable_apply(x, angles)
+    }
+
+    /// The portable default of [`Rope::apply`].
+    fn portable_apply(&self, x: Tensor<2>, angles: &RopeAngles) -> Tensor<2> {
         let [rows, width] = x.dims();
         let (dtype, half) = (x.dtype(), self.inverse_frequencies.len());
         let heads: Tensor<3> = x.reshape([rows, width / self.head_dim, self.head_dim]);
@@ -109,6 +119,17 @@ mod tests {
         let (a, b) = (1.0f32 / 7.0, 3.0f32 / 7.0);
         assert!((y[1] - (a * 0.3f32.cos() - b * 0.3f32.sin())).abs() < 1e-6);
         assert_eq!(y[4..6], [4.0 / 7.0, 5.0 / 7.0]);
+    }
+
+    #[test]
+    fn the_kernel_equals_the_portable_default() {
+        let device = Device::flex();
+        let rope = Rope::new(20, 8, 10_000.0, RopePrecision::Activations);
+        let x: Vec<f32> = (0..67 * 60).map(|i| (i % 91) as f32 / 45.0 - 1.0).collect();
+        let x = Tensor::<2>::from_data(TensorData::new(x, [67, 60]), (&device, DType::F32));
+        let angles = rope.angles(&(100..167).collect::<Vec<_>>(), DType::F32, &device);
+        let far = rope.apply(x.clone(), &angles) - rope.portable_apply(x, &angles);
+        assert!(far.abs().max().into_scalar::<f32>() < 1e-6);
     }
 
     #[test]

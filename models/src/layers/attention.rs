@@ -1,5 +1,5 @@
 use dfastllm_backends::Tensor;
-use dfastllm_backends::ops::{AttentionHeads, Linear, Rope, attention, linear};
+use dfastllm_backends::ops::{AttentionHeads, Epilogue, Linear, Rope, attention, linear};
 
 use super::Pass;
 
@@ -18,9 +18,9 @@ impl SelfAttention {
     /// # Shapes
     /// - `x`: `[rows, hidden]`; returns the same
     pub(crate) fn forward(&self, x: Tensor<2>, pass: &mut Pass<'_, '_>) -> Tensor<2> {
-        let query = linear(x.clone(), &self.q_proj); // [rows, heads * head_dim]
-        let keys = linear(x.clone(), &self.k_proj); // [rows, kv_heads * head_dim]
-        let values = linear(x, &self.v_proj);
+        let query = linear(x.clone(), &self.q_proj, Epilogue::None); // [rows, heads * head_dim]
+        let keys = linear(x.clone(), &self.k_proj, Epilogue::None); // [rows, kv_heads * head_dim]
+        let values = linear(x, &self.v_proj, Epilogue::None);
         pass.tap("q", &query);
         pass.tap("k", &keys);
         pass.tap("v", &values);
@@ -28,7 +28,7 @@ impl SelfAttention {
         let keys = self.rope.apply(keys, &pass.angles);
         let cache = (&mut *pass.cache, pass.layer);
         let mixed = attention(query, [keys, values], pass.rows, cache, self.heads);
-        let out = linear(mixed, &self.out);
+        let out = linear(mixed, &self.out, Epilogue::None);
         pass.tap("attn_out", &out);
         out
     }

@@ -1,4 +1,4 @@
-use dfastllm_backends::ops::{Linear, Rope, RopeAngles, embed, linear};
+use dfastllm_backends::ops::{Epilogue, Linear, Rope, RopeAngles, embed, linear, sum};
 use dfastllm_backends::{Attend, DType, KvPool, RaggedRows, Tensor};
 
 use super::{GatedMlp, Norm, SelfAttention};
@@ -69,7 +69,7 @@ impl<L: Layer> LanguageModel for Decoder<L> {
     }
 
     fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        linear(hidden, &self.head)
+        linear(hidden, &self.head, Epilogue::None)
     }
 }
 
@@ -86,7 +86,8 @@ impl Layer for PreNormLayer {
     fn forward(&self, x: Tensor<2>, pass: &mut Pass<'_, '_>) -> Tensor<2> {
         let normal = self.attention_norm.forward(x.clone()); // [rows, hidden]
         pass.tap("norm_in", &normal);
-        let x = x + self.attention.forward(normal, pass);
-        x.clone() + self.mlp.forward(self.mlp_norm.forward(x), pass)
+        let x = sum([x, self.attention.forward(normal, pass)]);
+        let mixed = self.mlp.forward(self.mlp_norm.forward(x.clone()), pass);
+        sum([x, mixed])
     }
 }

@@ -1,5 +1,5 @@
 use dfastllm_backends::Tensor;
-use dfastllm_backends::ops::{Linear, gelu_new, linear, silu_gate};
+use dfastllm_backends::ops::{Epilogue, Linear, linear};
 
 use super::Pass;
 
@@ -14,7 +14,8 @@ impl GeluMlp {
     /// # Shapes
     /// - `x`: `[rows, hidden]`; returns the same
     pub(crate) fn forward(&self, x: Tensor<2>, pass: &mut Pass<'_, '_>) -> Tensor<2> {
-        let out = linear(gelu_new(linear(x, &self.fc1)), &self.fc2);
+        let inner = linear(x, &self.fc1, Epilogue::Gelu); // [rows, intermediate]
+        let out = linear(inner, &self.fc2, Epilogue::None);
         pass.tap("mlp_out", &out);
         out
     }
@@ -32,8 +33,9 @@ impl GatedMlp {
     /// # Shapes
     /// - `x`: `[rows, hidden]`; returns the same
     pub(crate) fn forward(&self, x: Tensor<2>, pass: &mut Pass<'_, '_>) -> Tensor<2> {
-        let gated = silu_gate(linear(x.clone(), &self.gate), linear(x, &self.up));
-        let out = linear(gated, &self.down);
+        let gate = linear(x.clone(), &self.gate, Epilogue::Silu); // [rows, intermediate]
+        let gated = linear(x, &self.up, Epilogue::Times(gate));
+        let out = linear(gated, &self.down, Epilogue::None);
         pass.tap("mlp_out", &out);
         out
     }

@@ -1,6 +1,6 @@
 //! Operations that treat every row alone.
 
-use dfastllm_backends::ops::{self, Linear, Rope, RopePrecision};
+use dfastllm_backends::ops::{self, Epilogue, Linear, Rope, RopePrecision};
 use dfastllm_backends::{DType, Device, Quantize, Tensor};
 
 use crate::lane::{Pair, lanes, noise};
@@ -22,9 +22,13 @@ fn linear() {
                     let bias = with_bias.then(|| bias.clone());
                     Linear::new(weight.clone(), bias, Quantize::None)
                 };
-                let tested = ops::linear(x.tested.clone(), &layer(&weight.tested, &bias.tested));
+                let tested = ops::linear(
+                    x.tested.clone(),
+                    &layer(&weight.tested, &bias.tested),
+                    Epilogue::None,
+                );
                 let reference = layer(&weight.reference, &bias.reference);
-                let reference = ops::linear(x.reference.clone(), &reference);
+                let reference = ops::linear(x.reference.clone(), &reference, Epilogue::None);
                 let what = format!("linear {rows}x{inputs}x{outputs}, bias {with_bias}");
                 lane.check_product(&what, &tested, &reference);
             }
@@ -78,23 +82,37 @@ fn rope() {
 }
 
 #[test]
-fn activations() {
-    for lane in lanes("gelu_new and silu_gate") {
+fn epilogues() {
+    for lane in lanes("gelu_new and the epilogues of linear") {
         for (rows, features) in [(1, 1), (1, 8), (3, 129)] {
             // Far enough out for both tails.
             let wide: Vec<f32> = noise(1, rows * features).iter().map(|x| 12.0 * x).collect();
             let x = lane.pair(&wide, [rows, features]);
-            let up = lane.noise(2, [rows, features]);
             let what = format!("gelu_new {rows}x{features}");
             lane.check(
                 &what,
                 &ops::gelu_new(x.tested.clone()),
                 &ops::gelu_new(x.reference.clone()),
             );
-            let gate = |gate: &Tensor<2>, up: &Tensor<2>| ops::silu_gate(gate.clone(), up.clone());
-            let (tested, reference) =
-                (gate(&x.tested, &up.tested), gate(&x.reference, &up.reference));
-            lane.check(&format!("silu_gate {rows}x{features}"), &tested, &reference);
+            let factor = lane.noise(2, [rows, 5]);
+            let scale = (features as f32).sqrt().recip();
+            let weight: Vec<f32> = noise(3, 5 * features).iter().map(|w| w * scale).collect();
+            let weight = lane.pair(&weight, [5, features]);
+            let layer = |weight: &Tensor<2>| Linear::new(weight.clone(), None, Quantize::None);
+            let (tested, reference) = (layer(&weight.tested), layer(&weight.reference));
+            for (name, on_tested, on_reference) in [
+                ("gelu", Epilogue::Gelu, Epilogue::Gelu),
+                ("silu", Epilogue::Silu, Epilogue::Silu),
+                (
+                    "times",
+                    Epilogue::Times(factor.tested.clone()),
+                    Epilogue::Times(factor.reference.clone()),
+                ),
+            ] {
+                let got = ops::linear(x.tested.clone(), &tested, on_tested);
+                let want = ops::linear(x.reference.clone(), &reference, on_reference);
+                lane.check_product(&format!("{name} {rows}x{features}"), &got, &want);
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 use half::f16;
 use rayon::prelude::*;
 
+use super::super::buffers::Buffer;
 use super::super::isa::{CpuPath, Isa, Kernel, dispatch};
 use super::pack::{GROUP, SCALE_WORDS};
 use super::{BLOCK, PANEL, PackedMatrix, Target, Tiles, WeightFormat};
@@ -16,7 +17,7 @@ const ROW_WORDS: usize = BLOCK / GROUP;
 /// Activations in blocks of 32 bytes.
 pub(super) struct Quantised {
     /// `[rows, blocks, ROW_WORDS]`
-    words: Vec<u32>,
+    words: Buffer,
     /// `[rows, blocks]`: what the bytes count in, and their sum.
     blocks: Vec<(f32, i32)>,
     /// Blocks of a row.
@@ -27,9 +28,10 @@ impl Quantised {
     /// Quantises `x [rows, k]`: the largest of a block becomes 127.
     pub(super) fn new(path: CpuPath, x: &[f32], k: usize) -> Self {
         let (rows, len) = (x.len() / k, k.div_ceil(BLOCK));
-        let mut words = vec![0u32; rows * len * ROW_WORDS];
+        let mut words = Buffer::new(rows * len * ROW_WORDS);
         let mut blocks = vec![(0f32, 0i32); rows * len];
         words
+            .words_mut()
             .par_chunks_mut(len * ROW_WORDS)
             .zip(blocks.par_chunks_mut(len))
             .zip(x.par_chunks(k))
@@ -90,7 +92,7 @@ impl<'a> ByteTiles<'a> {
     pub(super) fn new(matrix: &'a PackedMatrix, x: &'a Quantised) -> Self {
         let is_nibbles = matrix.format() == WeightFormat::Int4;
         let weights = matrix.words();
-        Self { weights, x: &x.words, blocks: &x.blocks, len: x.len, is_nibbles }
+        Self { weights, x: x.words.words(), blocks: &x.blocks, len: x.len, is_nibbles }
     }
 }
 

@@ -8,25 +8,33 @@
 //! with a scale for every 32 beside quantised ones (as llama.cpp's `Q8_0` products do).
 
 mod bytes;
+mod columns;
 mod pack;
-mod pairs;
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use ::half::bf16;
+use ::half::{bf16, f16};
 use burn::tensor::{DType, Tensor};
 
-use self::bytes::ByteTiles;
+use self::bytes::{ByteTiles, Quantised};
+use self::columns::{Columns, Pairs};
+pub(super) use self::columns::rounded;
 use self::pack::PackedMatrix;
-use self::pairs::PairTiles;
+use super::buffers::Buffer;
 use super::isa::{CpuPath, Isa, Kernel, active_path, dispatch};
 use super::share::{Grid, share};
+use super::vector::{gelu, silu};
 use crate::Quantize;
 
 /// What a packed weight is kept as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WeightFormat {
-    /// As it is.
+    /// Single precision.
+    F32,
+    /// Half precision, widened as it is read.
+    F16,
+    /// bfloat16, in pairs.
     Bf16,
     /// A byte, with an f16 scale for every [`BLOCK`].
     Int8,
@@ -42,16 +50,20 @@ pub(crate) struct PackedLinear {
     bias: Option<Arc<[f32]>>,
 }
 
-impl PackedLinear {
-    /// What weights of a dtype are packed as, if at all.
-    pub(crate) fn format(dtype: DType, quantize: Quantize) -> Option<WeightFormat> {
-        match quantize {
-            Quantize::Int8 => Some(WeightFormat::Int8),
-            Quantize::Int4 => Some(WeightFormat::Int4),
-            Quantize::None => (dtype == DType::BF16).then_some(WeightFormat::Bf16),
+impl WeightFormat {
+    /// What weights of a float type are packed as.
+    pub(crate) fn of(dtype: DType, quantize: Quantize) -> Self {
+        match (quantize, dtype) {
+            (Quantize::Int8, _) => Self::Int8,
+            (Quantize::Int4, _) => Self::Int4,
+            (Quantize::None, DType::BF16) => Self::Bf16,
+            (Quantize::None, DType::F16) => Self::F16,
+            (Quantize::None, _) => Self::F32,
         }
     }
+}
 
+impl PackedLinear {
     /// Packs `weight [outs, k]`.
     pub(crate) fn new(weight: Tensor<2>, bias: Option<Tensor<1>>, format: WeightFormat) -> Self {
         let [outs, k] = weight.dims();
@@ -71,10 +83,27 @@ impl PackedLinear {
         Self { matrix: Arc::new(matrix), bias }
     }
 
-    /// `x [rows, k]` to `[rows, outs]`.
-    pub(super) fn multiply(&self, x: &[f32]) -> Vec<f32> {
-        multiply(active_path(), &self.matrix, x, self.bias.as_deref())
+    pub(super) fn outs(&self) -> usize {
+        self.matrix.outs()
     }
+
+    /// `x [rows, k]` to `[rows, outs]`.
+    pub(super) fn multiply(&self, x: &[f32], finish: Finish<'_>) -> Buffer {
+        multiply(active_path(), &self.matrix, x, (self.bias.as_deref(), finish))
+    }
+}
+
+/// What is done to a sum, its bias included, before it is written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Finish<'a> {
+    /// Nothing.
+    Plain,
+    /// [`gelu`]
+    Gelu,
+    /// [`silu`]
+    Silu,
+    /// Multiplied with these `[rows, outs]`.
+    Times(&'a [f32]),
 }
 
 /// Outputs of a panel.
@@ -89,33 +118,45 @@ const SPLIT_ROWS: usize = 48;
 
 /// Where a tile's results go.
 struct Target<'a> {
-    /// `[rows, stride]`
+    /// `[rows, outs]`
     y: &'a mut [f32],
-    stride: usize,
-    /// The first output that `y` has room for.
-    first: usize,
-    /// `[outs]`
+    /// The rows and outputs that `y` has room for.
+    rows: Range<usize>,
+    outs: Range<usize>,
+    /// `[outs]` of the whole matrix.
     bias: Option<&'a [f32]>,
+    finish: Finish<'a>,
+    /// Rows of the whole result.
+    all_rows: usize,
 }
 
 impl Target<'_> {
     /// Writes the lanes of a vector that are outputs of the matrix.
     #[inline(always)]
     fn put<I: Isa>(&mut self, isa: I, row: usize, out: usize, value: I::V) {
-        let (from, end) = (out - self.first, self.stride);
-        if from >= end {
+        let (from, stride) = (out - self.outs.start, self.outs.len());
+        if from >= stride {
             return;
         }
-        let to = (from + I::LANES).min(end);
+        let to = (from + I::LANES).min(stride);
+        let is_whole = to - from == I::LANES;
+        let lanes = |from: &[f32]| if is_whole { isa.load(from) } else { isa.load_part(from) };
         let value = match self.bias {
-            Some(bias) => {
-                let bias = &bias[out..out + to - from];
-                let bias = if to - from == I::LANES { isa.load(bias) } else { isa.load_part(bias) };
-                isa.add(value, bias)
-            }
+            Some(bias) => isa.add(value, lanes(&bias[out..out + to - from])),
             None => value,
         };
-        isa.store(value, &mut self.y[row * self.stride + from..row * self.stride + to]);
+        let value = match self.finish {
+            Finish::Plain => value,
+            Finish::Gelu => gelu(isa, value),
+            Finish::Silu => silu(isa, value),
+            Finish::Times(factors) => {
+                // Whole rows of the result, of which `y` may be a part.
+                let width = factors.len() / self.all_rows;
+                let at = (self.rows.start + row) * width + out;
+                isa.mul(value, lanes(&factors[at..at + to - from]))
+            }
+        };
+        isa.store(value, &mut self.y[row * stride + from..row * stride + to]);
     }
 }
 
@@ -131,7 +172,7 @@ trait Tiles: Copy + Sync {
 
 struct Panels<'a, T> {
     tiles: T,
-    panels: std::ops::Range<usize>,
+    panels: Range<usize>,
     target: Target<'a>,
 }
 
@@ -146,21 +187,25 @@ impl<T: Tiles> Kernel for Panels<'_, T> {
     }
 }
 
-/// `x Wᵀ + b`: `x [rows, k]` to `[rows, outs]`.
+/// `x Wᵀ + b`, finished: `x [rows, k]` to `[rows, outs]`.
 pub(crate) fn multiply(
     path: CpuPath,
     matrix: &PackedMatrix,
     x: &[f32],
-    bias: Option<&[f32]>,
-) -> Vec<f32> {
+    end: (Option<&[f32]>, Finish<'_>),
+) -> Buffer {
+    let k = matrix.k();
     match matrix.format() {
+        WeightFormat::F32 => spread(path, Columns::<f32>::new(matrix, x, k), matrix, end),
+        WeightFormat::F16 => spread(path, Columns::<f16>::new(matrix, x, k), matrix, end),
         WeightFormat::Bf16 => {
-            let x = pairs::Pairs::new(path, x, matrix.k());
-            spread(path, PairTiles::new(matrix, &x), matrix, bias)
+            let x = columns::pairs(path, x, k);
+            let steps = k.div_ceil(2);
+            spread(path, Columns::<Pairs>::new(matrix, x.words(), steps), matrix, end)
         }
         WeightFormat::Int8 | WeightFormat::Int4 => {
-            let x = bytes::Quantised::new(path, x, matrix.k());
-            spread(path, ByteTiles::new(matrix, &x), matrix, bias)
+            let x = Quantised::new(path, x, k);
+            spread(path, ByteTiles::new(matrix, &x), matrix, end)
         }
     }
 }
@@ -170,20 +215,20 @@ fn spread<T: Tiles>(
     path: CpuPath,
     tiles: T,
     matrix: &PackedMatrix,
-    bias: Option<&[f32]>,
-) -> Vec<f32> {
+    (bias, finish): (Option<&[f32]>, Finish<'_>),
+) -> Buffer {
     let grid = Grid {
         rows: tiles.rows(),
         outs: matrix.outs(),
         k: matrix.k(),
         split_rows: SPLIT_ROWS,
-        tile_rows: pairs::TILE_ROWS,
+        tile_rows: columns::TILE_ROWS,
         tile_outs: PANEL,
     };
     share(grid, |rows, outs, y| {
         let tiles = tiles.with_rows(rows.start, rows.end);
         let panels = outs.start / PANEL..outs.end.div_ceil(PANEL);
-        let target = Target { y, stride: outs.len(), first: outs.start, bias };
+        let target = Target { y, rows, outs, bias, finish, all_rows: grid.rows };
         dispatch(path, Panels { tiles, panels, target });
     })
 }

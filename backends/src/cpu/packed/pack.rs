@@ -3,8 +3,7 @@
 use half::f16;
 use rayon::prelude::*;
 
-use super::pairs::rounded;
-use super::{BLOCK, PANEL, WeightFormat};
+use super::{BLOCK, PANEL, WeightFormat, rounded};
 
 /// Weights of one output in a word of bytes.
 pub(super) const GROUP: usize = 4;
@@ -33,6 +32,11 @@ impl PackedMatrix {
             for lane in 0..PANEL.min(outs - panel * PANEL) {
                 row(panel * PANEL + lane, &mut values[..k]);
                 match format {
+                    WeightFormat::F32 => pack_dense(&values[..k], lane, bytemuck::cast_slice_mut(words), |v| v),
+                    WeightFormat::F16 => {
+                        let words: &mut [f16] = bytemuck::cast_slice_mut(words);
+                        pack_dense(&values[..k], lane, words, f16::from_f32);
+                    }
                     WeightFormat::Bf16 => pack_pairs(&values, lane, words),
                     WeightFormat::Int8 => pack_bytes(&values, lane, words),
                     WeightFormat::Int4 => pack_nibbles(&values, lane, words),
@@ -63,9 +67,18 @@ impl PackedMatrix {
 fn panel_words(format: WeightFormat, k: usize) -> usize {
     let blocks = k.div_ceil(BLOCK);
     match format {
+        WeightFormat::F32 => k * PANEL,
+        WeightFormat::F16 => k * PANEL / 2,
         WeightFormat::Bf16 => k.div_ceil(2) * PANEL,
         WeightFormat::Int8 => blocks * (BLOCK / GROUP * PANEL + SCALE_WORDS),
         WeightFormat::Int4 => blocks * (BLOCK / GROUP / 2 * PANEL + SCALE_WORDS),
+    }
+}
+
+/// `[k, PANEL]`
+fn pack_dense<T>(values: &[f32], lane: usize, to: &mut [T], convert: impl Fn(f32) -> T) {
+    for (to, &value) in to.iter_mut().skip(lane).step_by(PANEL).zip(values) {
+        *to = convert(value);
     }
 }
 

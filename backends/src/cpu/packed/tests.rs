@@ -3,17 +3,33 @@ use ::half::{bf16, f16};
 use super::super::testing::values;
 use super::*;
 
-const FORMATS: [WeightFormat; 3] = [WeightFormat::Bf16, WeightFormat::Int8, WeightFormat::Int4];
+const FORMATS: [WeightFormat; 5] = [
+    WeightFormat::F32,
+    WeightFormat::F16,
+    WeightFormat::Bf16,
+    WeightFormat::Int8,
+    WeightFormat::Int4,
+];
 
 fn pack(format: WeightFormat, w: &[f32], k: usize) -> PackedMatrix {
     let row = |row: usize, to: &mut [f32]| to.copy_from_slice(&w[row * k..(row + 1) * k]);
     PackedMatrix::new(format, (w.len() / k, k), row)
 }
 
+/// A product without bias.
+fn product(path: CpuPath, matrix: &PackedMatrix, x: &[f32]) -> Buffer {
+    multiply(path, matrix, x, (None, Finish::Plain))
+}
+
 /// What the kernels multiply with, stated anew: values of `k`, rounded as the format rounds.
 fn rounded(format: WeightFormat, values: &[f32], is_weight: bool) -> Vec<f64> {
     let blocks = values.chunks(BLOCK);
     match format {
+        WeightFormat::F32 => values.iter().map(|&v| f64::from(v)).collect(),
+        WeightFormat::F16 if is_weight => {
+            values.iter().map(|&v| f16::from_f32(v).to_f64()).collect()
+        }
+        WeightFormat::F16 => values.iter().map(|&v| f64::from(v)).collect(),
         WeightFormat::Bf16 => values.iter().map(|&v| bf16::from_f32(v).to_f64()).collect(),
         WeightFormat::Int4 if is_weight => blocks
             .flat_map(|block| {
@@ -60,7 +76,7 @@ fn every_path_and_format_matches_f64_over_odd_shapes() {
             };
             let (exact_x, exact_w) = (of(&x, false), of(&w, true));
             for path in CpuPath::available() {
-                let y = multiply(path, &matrix, &x, Some(&b));
+                let y = multiply(path, &matrix, &x, (Some(&b), Finish::Plain));
                 for (index, got) in y.iter().enumerate() {
                     let (row, out) = (index / outs, index % outs);
                     let dot = exact_x[row].iter().zip(&exact_w[out]).map(|(x, w)| x * w);
@@ -81,14 +97,14 @@ fn a_row_is_bitwise_the_same_alone_and_in_a_batch() {
     for format in FORMATS {
         let matrix = pack(format, &w, k);
         for path in CpuPath::available() {
-            let all = multiply(path, &matrix, &x, None);
+            let all = product(path, &matrix, &x);
             for row in 0..rows {
-                let one = multiply(path, &matrix, &x[row * k..(row + 1) * k], None);
-                assert_eq!(one, all[row * outs..(row + 1) * outs], "{path} {format:?} row {row}");
+                let one = product(path, &matrix, &x[row * k..(row + 1) * k]);
+                assert_eq!(one[..], all[row * outs..(row + 1) * outs], "{path} {format:?} row {row}");
             }
             for count in [2, 5, 11, 30] {
-                let some = multiply(path, &matrix, &x[..count * k], None);
-                assert_eq!(some, all[..count * outs], "{path} {format:?} {count} rows");
+                let some = product(path, &matrix, &x[..count * k]);
+                assert_eq!(some[..], all[..count * outs], "{path} {format:?} {count} rows");
             }
         }
     }
@@ -101,8 +117,9 @@ fn quantised_sums_are_bitwise_the_same_on_all_paths_with_fused_arithmetic() {
     for format in [WeightFormat::Int8, WeightFormat::Int4] {
         let matrix = pack(format, &w, k);
         let fused = CpuPath::available().into_iter().filter(|p| *p != CpuPath::Portable);
-        let all: Vec<Vec<f32>> = fused.map(|path| multiply(path, &matrix, &x, None)).collect();
-        assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{format:?}");
+        let all: Vec<Buffer> =
+            fused.map(|path| product(path, &matrix, &x)).collect();
+        assert!(all.windows(2).all(|pair| pair[0][..] == pair[1][..]), "{format:?}");
     }
 }
 
@@ -114,7 +131,7 @@ fn extremes_do_not_overflow() {
         for sign in [1.0, -1.0] {
             let matrix = pack(format, &vec![sign; k], k);
             for path in CpuPath::available() {
-                let y = multiply(path, &matrix, &vec![-1.0; 2 * k], None);
+                let y = product(path, &matrix, &vec![-1.0; 2 * k]);
                 let far = y.iter().map(|y| (y + sign * k as f32).abs()).fold(0.0, f32::max);
                 // An f16 scale is off by at most 2^-11.
                 assert!(far <= k as f32 / 2048.0, "{path} {format:?}: {y:?}");
@@ -132,14 +149,14 @@ fn zeros_stay_zero_and_what_is_no_number_stays_none() {
         bad[k + 40] = f32::INFINITY;
         let bad = pack(format, &bad, k);
         for path in CpuPath::available() {
-            assert_eq!(multiply(path, &zeros, &values(k, 2), None), [0.0; 3], "{path} {format:?}");
-            let y = multiply(path, &bad, &values(k, 2), None);
+            assert_eq!(product(path, &zeros, &values(k, 2))[..], [0.0; 3], "{path} {format:?}");
+            let y = product(path, &bad, &values(k, 2));
             let finite: Vec<bool> = y.iter().map(|y| y.is_finite()).collect();
             assert_eq!(finite, [true, false, true], "{path} {format:?}");
             for not_finite in [f32::NAN, f32::INFINITY] {
                 let mut x = values(k, 2);
                 x[5] = not_finite;
-                let y = multiply(path, &pack(format, &values(k, 3), k), &x, None);
+                let y = product(path, &pack(format, &values(k, 3), k), &x);
                 assert!(!y[0].is_finite(), "{path} {format:?}");
             }
         }

@@ -1,0 +1,200 @@
+//! Float weights, by steps along `k`: a vector of neighbouring outputs times one row's activations
+//! in all lanes.
+
+use half::f16;
+use rayon::prelude::*;
+
+use super::super::buffers::Buffer;
+use super::super::isa::{CpuPath, Isa, Kernel, dispatch};
+use super::super::vector::Stored;
+use super::{AHEAD, PANEL, PackedMatrix, Target, Tiles};
+
+/// Rows that share what is loaded of a panel, where there are registers for it.
+pub(super) const TILE_ROWS: usize = 12;
+
+/// How weights lie in a panel and what they are multiplied with.
+pub(super) trait Step: Copy + Sync {
+    /// What one output has of a step.
+    type Weight: bytemuck::Pod + Sync;
+    /// What a row has.
+    type X: Copy + Sync;
+    /// A vector of weights.
+    type Loaded<I: Isa>: Copy;
+
+    /// The first lanes of a slice at least that long.
+    fn load<I: Isa>(isa: I, from: &[Self::Weight]) -> Self::Loaded<I>;
+    /// Adds to every lane its weight times `x`.
+    fn madd<I: Isa>(isa: I, sums: I::V, w: Self::Loaded<I>, x: Self::X) -> I::V;
+}
+
+/// Pairs of bf16, multiplied with pairs of bf16 into f32 sums.
+#[derive(Clone, Copy)]
+pub(super) struct Pairs;
+
+impl Step for Pairs {
+    type Weight = u32;
+    type X = u32;
+    type Loaded<I: Isa> = I::W;
+
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, from: &[u32]) -> I::W {
+        isa.load_words(from)
+    }
+
+    #[inline(always)]
+    fn madd<I: Isa>(isa: I, sums: I::V, w: I::W, x: u32) -> I::V {
+        isa.dot_bf16(sums, w, x)
+    }
+}
+
+macro_rules! widened_step {
+    ($weight:ty) => {
+        impl Step for $weight {
+            type Weight = $weight;
+            type X = f32;
+            type Loaded<I: Isa> = I::V;
+
+            #[inline(always)]
+            fn load<I: Isa>(isa: I, from: &[$weight]) -> I::V {
+                Stored::load(isa, from)
+            }
+
+            #[inline(always)]
+            fn madd<I: Isa>(isa: I, sums: I::V, w: I::V, x: f32) -> I::V {
+                isa.madd(isa.splat(x), w, sums)
+            }
+        }
+    };
+}
+widened_step!(f32);
+widened_step!(f16);
+
+/// Rounds `x [rows, k]` to pairs of bf16 along `k`, to nearest with ties to even; the last is filled
+/// up with 0.
+pub(super) fn pairs(path: CpuPath, x: &[f32], k: usize) -> Buffer {
+    let len = k.div_ceil(2);
+    let mut pairs = Buffer::new(x.len() / k * len);
+    let words = pairs.words_mut();
+    words.par_chunks_mut(len).zip(x.par_chunks(k)).with_min_len(16).for_each(|(words, x)| {
+        dispatch(path, Round { words, x });
+    });
+    pairs
+}
+
+struct Round<'a> {
+    words: &'a mut [u32],
+    x: &'a [f32],
+}
+
+impl Kernel for Round<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        let (pairs, rest) = self.x.as_chunks::<2>();
+        for (word, pair) in self.words.iter_mut().zip(pairs) {
+            *word = rounded(pair[0]) | rounded(pair[1]) << 16;
+        }
+        if let ([last], Some(word)) = (rest, self.words.last_mut()) {
+            *word = rounded(*last);
+        }
+    }
+}
+
+/// The bits of the nearest bf16. NaN stays NaN.
+#[inline(always)]
+pub(in super::super) fn rounded(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let up = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    if x.is_nan() { 0x7fc0 } else { up }
+}
+
+/// A matrix and rows to multiply it with.
+#[derive(Clone, Copy)]
+pub(super) struct Columns<'a, S: Step> {
+    /// `[panels, steps, PANEL]`
+    weights: &'a [S::Weight],
+    /// `[rows, steps]`
+    x: &'a [S::X],
+    steps: usize,
+}
+
+impl<'a, S: Step> Columns<'a, S> {
+    pub(super) fn new(matrix: &'a PackedMatrix, x: &'a [S::X], steps: usize) -> Self {
+        Self { weights: bytemuck::cast_slice(matrix.words()), x, steps }
+    }
+}
+
+impl<S: Step> Tiles for Columns<'_, S> {
+    fn rows(&self) -> usize {
+        self.x.len() / self.steps
+    }
+
+    fn with_rows(self, from: usize, to: usize) -> Self {
+        Self { x: &self.x[from * self.steps..to * self.steps], ..self }
+    }
+
+    #[inline(always)]
+    fn panel<I: Isa>(self, isa: I, panel: usize, target: &mut Target<'_>) {
+        let len = self.steps * PANEL;
+        let weights = &self.weights[panel * len..(panel + 1) * len];
+        let first = panel * PANEL;
+        let rows = self.x.len() / self.steps;
+        let mut lane = 0;
+        while lane < PANEL {
+            let mut row = 0;
+            while I::LANES >= 16 && row + TILE_ROWS <= rows {
+                tile::<I, S, TILE_ROWS>(isa, self, weights, (row, first, lane), target);
+                row += TILE_ROWS;
+            }
+            while I::LANES >= 16 && row + 8 <= rows {
+                tile::<I, S, 8>(isa, self, weights, (row, first, lane), target);
+                row += 8;
+            }
+            while row + 4 <= rows {
+                tile::<I, S, 4>(isa, self, weights, (row, first, lane), target);
+                row += 4;
+            }
+            match rows - row {
+                3 => tile::<I, S, 3>(isa, self, weights, (row, first, lane), target),
+                2 => tile::<I, S, 2>(isa, self, weights, (row, first, lane), target),
+                1 => tile::<I, S, 1>(isa, self, weights, (row, first, lane), target),
+                _ => {}
+            }
+            lane += 2 * I::LANES;
+        }
+    }
+}
+
+/// `R` rows times two vectors of a panel's outputs.
+#[inline(always)]
+fn tile<I: Isa, S: Step, const R: usize>(
+    isa: I,
+    tiles: Columns<'_, S>,
+    weights: &[S::Weight],
+    (row, first, lane): (usize, usize, usize),
+    target: &mut Target<'_>,
+) {
+    let steps = tiles.steps;
+    let mut x: [&[S::X]; R] = [&[]; R];
+    for (r, x) in x.iter_mut().enumerate() {
+        *x = &tiles.x[(row + r) * steps..][..steps];
+    }
+    let mut sums = [[isa.zero(); 2]; R];
+    for step in 0..steps {
+        let at = &weights[step * PANEL + lane..];
+        if row == 0 {
+            isa.prefetch(at, AHEAD);
+            isa.prefetch(at, AHEAD + I::LANES);
+        }
+        let w = [S::load(isa, at), S::load(isa, &at[I::LANES..])];
+        for r in 0..R {
+            sums[r][0] = S::madd(isa, sums[r][0], w[0], x[r][step]);
+            sums[r][1] = S::madd(isa, sums[r][1], w[1], x[r][step]);
+        }
+    }
+    for (r, sums) in sums.into_iter().enumerate() {
+        target.put(isa, row + r, first + lane, sums[0]);
+        target.put(isa, row + r, first + lane + I::LANES, sums[1]);
+    }
+}
