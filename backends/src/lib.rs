@@ -13,16 +13,21 @@ mod cpu;
 mod dtype;
 mod error;
 mod kv;
+mod mapping;
 pub mod ops;
 mod provider;
 mod rows;
 mod spec;
 
 pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
-pub use cpu::{CpuPath, active_path, configure_threads, physical_cores, run_on};
+pub use bytes::Bytes;
+pub use cpu::{
+    CpuPath, PackedMatrix, WeightFormat, active_path, configure_threads, physical_cores, run_on,
+};
 pub use dtype::{DTypeChoice, Precision, Quantize, WeightChoice};
 pub use error::DeviceError;
 pub use kv::{KvPool, KvShape};
+pub use mapping::{map_file, tensor_data};
 pub use provider::{
     CpuProvider, DeviceInfo, DeviceProvider, OpenDevice, list_devices, open_device,
 };

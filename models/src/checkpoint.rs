@@ -1,9 +1,13 @@
-//! Safetensors files of a checkpoint, single or sharded, memory-mapped by burn-store.
+//! Safetensors files of a checkpoint, single or sharded, mapped tensor by tensor.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
 
-use burn_store::burn_pack::Tensor as StoredTensor;
-use burn_store::{ModuleStore, SafetensorsStore};
+use dfastllm_backends::{Bytes, DType, map_file};
+use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use crate::{LoadError, ModelFiles};
@@ -18,18 +22,47 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// All tensors by name, unread, with the file each is in.
-pub(crate) type StoredTensors = BTreeMap<String, (StoredTensor, String)>;
+/// A tensor in a file, unread.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredTensor {
+    pub(crate) dtype: DType,
+    pub(crate) shape: Vec<usize>,
+    /// Its file, for messages.
+    pub(crate) file: String,
+    source: Source,
+    range: Range<usize>,
+}
 
-/// Finds and opens the safetensors files of a checkpoint.
+#[derive(Debug, Clone)]
+enum Source {
+    Disk(Arc<File>),
+    Program(&'static [u8]),
+}
+
+impl StoredTensor {
+    /// Its bytes, not copied: pages stay in memory as long as the result lives.
+    pub(crate) fn bytes(&self) -> Result<Bytes, LoadError> {
+        let Range { start, end } = self.range;
+        match &self.source {
+            Source::Disk(file) => map_file(file, start as u64, end - start)
+                .map_err(|source| LoadError::Io { file: self.file.clone(), source }),
+            Source::Program(content) => Ok(Bytes::from_static(&content[start..end])),
+        }
+    }
+}
+
+/// All tensors by name.
+pub(crate) type StoredTensors = BTreeMap<String, StoredTensor>;
+
+/// Finds the safetensors files of a checkpoint and reads their headers.
 pub(crate) fn open(files: &ModelFiles) -> Result<StoredTensors, LoadError> {
     let mut tensors = StoredTensors::new();
     for shard in shards(files)? {
-        let path = files.path_of(&shard);
         for (name, tensor) in open_file(files, &shard)? {
-            if let Some((_, other)) = tensors.insert(name.clone(), (tensor, path.clone())) {
-                let reason = format!("tensor {name} is also in {other}");
-                return Err(LoadError::Damaged { file: path, reason });
+            let file = tensor.file.clone();
+            if let Some(other) = tensors.insert(name.clone(), tensor) {
+                let reason = format!("tensor {name} is also in {}", other.file);
+                return Err(LoadError::Damaged { file, reason });
             }
         }
     }
@@ -56,27 +89,60 @@ fn shards(files: &ModelFiles) -> Result<Vec<String>, LoadError> {
     Ok(shards)
 }
 
-fn open_file(files: &ModelFiles, shard: &str) -> Result<BTreeMap<String, StoredTensor>, LoadError> {
-    let mut store = match files {
+fn open_file(files: &ModelFiles, shard: &str) -> Result<Vec<(String, StoredTensor)>, LoadError> {
+    let path = files.path_of(shard);
+    match files {
         ModelFiles::Folder(folder) => {
-            let path = folder.join(shard);
-            if !path.is_file() {
-                return Err(files.missing(shard, &missing_hint(folder, shard)));
-            }
-            SafetensorsStore::from_file(path)
+            let file = match File::open(folder.join(shard)) {
+                Ok(file) => Arc::new(file),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    return Err(files.missing(shard, &missing_hint(folder, shard)));
+                }
+                Err(source) => return Err(LoadError::Io { file: path, source }),
+            };
+            let whole = file
+                .metadata()
+                .and_then(|data| map_file(&file, 0, data.len() as usize))
+                .map_err(|source| LoadError::Io { file: path.clone(), source })?;
+            tensors_of(&whole, &path, &Source::Disk(file))
         }
         ModelFiles::Builtin { .. } => {
-            let content = files.read(shard)?.ok_or_else(|| files.missing(shard, ""))?;
-            SafetensorsStore::from_bytes(Some(content.into_owned()))
-        }
-    };
-    match store.get_all_tensors() {
-        Ok(tensors) => Ok(tensors.clone()),
-        Err(e) => {
-            let reason = format!("not a valid safetensors file: {e}");
-            Err(LoadError::Damaged { file: files.path_of(shard), reason })
+            let content = files.builtin(shard).ok_or_else(|| files.missing(shard, ""))?;
+            tensors_of(content, &path, &Source::Program(content))
         }
     }
+}
+
+/// The tensors a file's header names.
+fn tensors_of(
+    content: &[u8],
+    path: &str,
+    source: &Source,
+) -> Result<Vec<(String, StoredTensor)>, LoadError> {
+    let damaged = |reason: String| LoadError::Damaged { file: path.to_owned(), reason };
+    let (header, metadata) = SafeTensors::read_metadata(content)
+        .map_err(|e| damaged(format!("not a valid safetensors file: {e}")))?;
+    let first = size_of::<u64>() + header;
+    let tensors = metadata.tensors().into_iter().map(|(name, info)| {
+        let (start, end) = info.data_offsets;
+        let dtype = match info.dtype {
+            Dtype::F64 => DType::F64,
+            Dtype::F32 => DType::F32,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            Dtype::U32 => DType::U32,
+            other => return Err(damaged(format!("{name} is {other}, expected f32, bf16 or f16"))),
+        };
+        let tensor = StoredTensor {
+            dtype,
+            shape: info.shape.clone(),
+            file: path.to_owned(),
+            source: source.clone(),
+            range: first + start..first + end,
+        };
+        Ok((name, tensor))
+    });
+    tensors.collect()
 }
 
 fn missing_hint(folder: &std::path::Path, shard: &str) -> String {

@@ -1,5 +1,6 @@
 //! Reading `config.json` with the checkpoint's own keys and refusing what is not computed here.
 
+use dfastllm_backends::WeightFormat;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -21,6 +22,28 @@ pub(crate) struct Header {
 pub(crate) fn read<T: DeserializeOwned>(config: &Value) -> Result<T, LoadError> {
     T::deserialize(config)
         .map_err(|e| LoadError::Json { file: "config.json".to_owned(), reason: e.to_string() })
+}
+
+/// `quant_method` of checkpoints that this program packed.
+pub(crate) const PACKED_METHOD: &str = "dfastllm";
+/// Their `layout`; another one gets another name.
+pub(crate) const PACKED_LAYOUT: &str = "panels-32";
+
+/// How projections are stored, if they are packed. Other quantisations are refused.
+pub(crate) fn packed_format(config: &Value) -> Result<Option<WeightFormat>, LoadError> {
+    let quantization = match config.get("quantization_config") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(quantization) => quantization,
+    };
+    let text = |key: &str| quantization.get(key).and_then(Value::as_str).unwrap_or_default();
+    let format = WeightFormat::named(text("format"));
+    if format.is_none() || text("quant_method") != PACKED_METHOD || text("layout") != PACKED_LAYOUT
+    {
+        let expected = "none, or that of a checkpoint written by `dfastllm quantize`";
+        let found = quantization.to_string();
+        return Err(unsupported("quantization_config", found, expected.to_owned()));
+    }
+    Ok(format)
 }
 
 /// Refuses a value other than the one that is computed.

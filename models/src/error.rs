@@ -114,6 +114,14 @@ pub enum LoadError {
         /// Its dtype.
         dtype: DType,
     },
+    /// A packed checkpoint holds one format and no other.
+    #[error("the checkpoint is packed as {found}; {asked} needs the one it was made from")]
+    Packed {
+        /// Its format.
+        found: &'static str,
+        /// What was asked for.
+        asked: String,
+    },
     /// The device refuses the precision.
     #[error(transparent)]
     Device(#[from] DeviceError),

@@ -40,8 +40,16 @@ impl ModelFiles {
     pub(crate) fn read(&self, file: &str) -> Result<Option<Cow<'static, [u8]>>, LoadError> {
         match self {
             Self::Folder(folder) => read_file(&folder.join(file)).map(|c| c.map(Cow::Owned)),
+            Self::Builtin { .. } => Ok(self.builtin(file).map(Cow::Borrowed)),
+        }
+    }
+
+    /// A file inside the program.
+    pub(crate) fn builtin(&self, file: &str) -> Option<&'static [u8]> {
+        match self {
+            Self::Folder(_) => None,
             Self::Builtin { files, .. } => {
-                Ok(files.iter().find(|(name, _)| *name == file).map(|(_, c)| Cow::Borrowed(*c)))
+                files.iter().find(|(name, _)| *name == file).map(|(_, content)| *content)
             }
         }
     }

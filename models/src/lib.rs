@@ -19,6 +19,7 @@ mod layers;
 mod llada;
 mod model;
 mod phi;
+mod quantize;
 mod registry;
 mod special;
 mod synth;
@@ -35,6 +36,7 @@ pub use dfastllm_backends::{
 pub use error::LoadError;
 pub use files::ModelFiles;
 pub use model::{Alignment, LanguageModel, ModelShape, Probe, Tap, unobserved};
+pub use quantize::write_packed;
 pub use registry::{LoadedModel, load};
 pub use special::{GenerationDefaults, ReferenceLoop, SpecialIds};
 pub use synth::{SynthTensor, shape_config, shape_names, synth_tensors, write_synth};

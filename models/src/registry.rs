@@ -1,9 +1,11 @@
 //! The list of families, and loading one.
 
-use dfastllm_backends::{DType, OpenDevice, Precision, WeightChoice};
+use dfastllm_backends::{
+    DType, DeviceError, DeviceSpec, OpenDevice, Precision, Quantize, WeightChoice, WeightFormat,
+};
 use serde_json::Value;
 
-use crate::checkpoint::{self, StoredTensors};
+use crate::checkpoint::{self, StoredTensor, StoredTensors};
 use crate::config::Header;
 use crate::model::LanguageModel;
 use crate::special::{ReferenceLoop, SpecialSources, special_ids};
@@ -96,8 +98,14 @@ pub fn load(
     let stored = checkpoint::open(files)?;
     refuse_legacy_phi(&stored)?;
     let own = weight_dtype(&stored)?;
-    let precision = Precision::resolve(weights, own, device.spec, &device.info.dtypes)?;
-    let mut weights = Weights::new(stored, device.device.clone(), precision);
+    let packed = config::packed_format(&config)?;
+    let choice = packed_choice(weights.into(), packed)?;
+    let precision = Precision::resolve(choice, own, device.spec, &device.info.dtypes)?;
+    if let Some(format) = packed.filter(|_| device.spec != DeviceSpec::Cpu) {
+        let (spec, quantize) = (device.spec, format!("packed {}", format.name()));
+        return Err(DeviceError::UnsupportedQuantize { spec, quantize }.into());
+    }
+    let mut weights = Weights::new(stored, device.device.clone(), precision).with_packed(packed);
     let model = (family.load)(&config, &mut weights)?;
     weights.finish()?;
     let vocab = model.shape().vocab;
@@ -117,6 +125,23 @@ pub fn load(
     })
 }
 
+/// What was asked of the weights, where a packed checkpoint has settled it.
+fn packed_choice(
+    asked: WeightChoice,
+    packed: Option<WeightFormat>,
+) -> Result<WeightChoice, LoadError> {
+    let Some(format) = packed else { return Ok(asked) };
+    let (dtype, quantize) = format.made_of();
+    let other = |asked: String| Err(LoadError::Packed { found: format.name(), asked });
+    if asked.quantize != Quantize::None && asked.quantize != quantize {
+        return other(format!("--quantize {}", asked.quantize));
+    }
+    if dtype.is_some() && asked.dtype.dtype().is_some_and(|asked| Some(asked) != dtype) {
+        return other(format!("--dtype {}", asked.dtype));
+    }
+    Ok(WeightChoice { quantize, ..asked })
+}
+
 /// The family a config names.
 pub(crate) fn family_of(config: &Value) -> Result<&'static Family, LoadError> {
     let Header { model_type } = config::read(config)?;
@@ -130,7 +155,7 @@ pub(crate) fn family_of(config: &Value) -> Result<&'static Family, LoadError> {
 fn refuse_legacy_phi(stored: &StoredTensors) -> Result<(), LoadError> {
     match stored.iter().find(|(name, _)| name.contains(".mixer.Wqkv.")) {
         None => Ok(()),
-        Some((name, (_, file))) => {
+        Some((name, StoredTensor { file, .. })) => {
             let reason = format!(
                 "{name} is the fused layout of phi-msft from before 2024; \
                  use a revision converted for PhiForCausalLM"
@@ -141,14 +166,16 @@ fn refuse_legacy_phi(stored: &StoredTensors) -> Result<(), LoadError> {
 }
 
 /// The dtype of the checkpoint: that of its matrices.
-fn weight_dtype(stored: &StoredTensors) -> Result<DType, LoadError> {
+pub(crate) fn weight_dtype(stored: &StoredTensors) -> Result<DType, LoadError> {
     let mut own = DType::F32;
-    for (name, (tensor, _)) in stored {
+    for (name, tensor) in stored {
         match tensor.dtype {
             DType::F32 | DType::BF16 | DType::F16 => {}
+            // A packed projection, or refused when it is asked for.
+            DType::U32 => continue,
             dtype => return Err(LoadError::WeightDType { tensor: name.clone(), dtype }),
         }
-        if tensor.shape.to_vec().len() == 2 {
+        if tensor.shape.len() == 2 {
             own = tensor.dtype;
         }
     }

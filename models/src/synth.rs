@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::LoadError;
 use crate::registry::family_of;
-use crate::weights::Weights;
+use crate::weights::{Missing, Weights};
 
 /// Shapes by name, as `config.json` files.
 const SHAPES: [(&str, &str); 6] = [
@@ -77,7 +77,13 @@ pub fn synth_tensors(
     let tensors = weights.into_missing();
     Ok((0..)
         .zip(tensors)
-        .map(|(ordinal, (name, shape))| SynthTensor { name, shape, dtype: stored, seed, ordinal })
+        .map(|(ordinal, Missing { name, shape, .. })| SynthTensor {
+            name,
+            shape,
+            dtype: stored,
+            seed,
+            ordinal,
+        })
         .collect())
 }
 

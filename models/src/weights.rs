@@ -1,10 +1,12 @@
 //! From stored tensors to tensors on a device, checking names and shapes on the way.
 
 use dfastllm_backends::ops::Linear;
-use dfastllm_backends::{DType, Device, Precision, Tensor, TensorData};
+use dfastllm_backends::{
+    Bytes, DType, Device, PackedMatrix, Precision, Tensor, WeightFormat, tensor_data,
+};
 
 use crate::LoadError;
-use crate::checkpoint::StoredTensors;
+use crate::checkpoint::{StoredTensor, StoredTensors};
 
 /// Names listed in an error before it says "and n more".
 const LISTED: usize = 4;
@@ -24,15 +26,31 @@ pub(crate) struct Weights {
     stored: StoredTensors,
     device: Device,
     precision: Precision,
-    missing: Vec<(String, Vec<usize>)>,
+    /// How projections are stored, if they are packed already.
+    packed: Option<WeightFormat>,
+    missing: Vec<Missing>,
     misshapen: Vec<String>,
     unreadable: Option<LoadError>,
+}
+
+/// A tensor that was asked for and is not there.
+#[derive(Debug, Clone)]
+pub(crate) struct Missing {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    /// Whether it is the weight of a projection.
+    pub(crate) is_projection: bool,
 }
 
 impl Weights {
     pub(crate) fn new(stored: StoredTensors, device: Device, precision: Precision) -> Self {
         let (missing, misshapen) = (Vec::new(), Vec::new());
-        Self { stored, device, precision, missing, misshapen, unreadable: None }
+        Self { stored, device, precision, packed: None, missing, misshapen, unreadable: None }
+    }
+
+    /// The same where projections are stored packed.
+    pub(crate) fn with_packed(self, packed: Option<WeightFormat>) -> Self {
+        Self { packed, ..self }
     }
 
     /// Dtype of activations, norms and biases.
@@ -52,39 +70,79 @@ impl Weights {
 
     /// `{prefix}.weight` of `[out, inp]` and, if it has one, `{prefix}.bias`.
     pub(crate) fn linear(&mut self, prefix: &str, out: usize, inp: usize, bias: Bias) -> Linear {
-        let weight = self.matrix(&format!("{prefix}.weight"), out, inp);
-        let bias = (bias == Bias::Yes).then(|| self.vector(&format!("{prefix}.bias"), out));
+        let name = format!("{prefix}.weight");
+        let vector = |weights: &mut Self| weights.vector(&format!("{prefix}.bias"), out);
+        if let Some(format) = self.packed {
+            let shape = PackedMatrix::words_of(format, [out, inp]);
+            let bytes = self.read(&name, &shape, |stored| stored.dtype == DType::U32);
+            let bias = (bias == Bias::Yes).then(|| vector(self));
+            let matrix = bytes.and_then(|b| PackedMatrix::from_bytes(b, format, [out, inp]));
+            if let Some(matrix) = matrix {
+                return Linear::packed(matrix, bias);
+            }
+            let placeholder = self.zeros([1; 2], self.precision.weights);
+            return Linear::new(placeholder, bias, self.precision.quantize);
+        }
+        let weight = self.matrix(&name, out, inp);
+        if let Some(missing) = self.missing.last_mut().filter(|m| m.name == name) {
+            missing.is_projection = true;
+        }
+        let bias = (bias == Bias::Yes).then(|| vector(self));
         Linear::new(weight, bias, self.precision.quantize)
     }
 
     fn tensor<const D: usize>(&mut self, name: &str, shape: [usize; D], dtype: DType) -> Tensor<D> {
-        let read = match self.stored.remove(name) {
-            None => {
-                self.missing.push((name.to_owned(), shape.to_vec()));
-                None
-            }
-            Some((stored, file)) if stored.shape.to_vec() != shape => {
-                let found = stored.shape.to_vec();
-                self.misshapen.push(format!("{name} in {file} is {found:?}, expected {shape:?}"));
-                None
-            }
-            Some((stored, file)) => match stored.to_bytes() {
-                Ok(bytes) => Some(TensorData::from_bytes(bytes, shape, stored.dtype)),
-                Err(e) => {
-                    self.unreadable = Some(LoadError::Damaged { file, reason: e.to_string() });
-                    None
-                }
-            },
-        };
+        let mut own = dtype;
+        let read = self.read(name, &shape, |stored| {
+            own = stored.dtype;
+            own.is_float()
+        });
         match read {
             // Converted here, because a device need not know the checkpoint's dtype: wgpu has no bf16.
-            Some(data) => Tensor::<D>::from_data(data.convert_dtype(dtype), (&self.device, dtype)),
-            None => Tensor::<D>::zeros([1; D], (&self.device, dtype)),
+            Some(bytes) => {
+                let data = tensor_data(bytes, shape, own).convert_dtype(dtype);
+                Tensor::from_data(data, (&self.device, dtype))
+            }
+            None => self.zeros([1; D], dtype),
         }
     }
 
-    /// Names and shapes of what was asked for and is not there.
-    pub(crate) fn into_missing(self) -> Vec<(String, Vec<usize>)> {
+    fn zeros<const D: usize>(&self, shape: [usize; D], dtype: DType) -> Tensor<D> {
+        Tensor::zeros(shape, (&self.device, dtype))
+    }
+
+    /// The bytes of a stored tensor of this shape whose dtype is accepted; notes what is wrong.
+    fn read(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        mut accepts: impl FnMut(&StoredTensor) -> bool,
+    ) -> Option<Bytes> {
+        let Some(stored) = self.stored.remove(name) else {
+            let (name, shape) = (name.to_owned(), shape.to_vec());
+            self.missing.push(Missing { name, shape, is_projection: false });
+            return None;
+        };
+        let StoredTensor { file, shape: found, dtype, .. } = &stored;
+        if found != shape {
+            self.misshapen.push(format!("{name} in {file} is {found:?}, expected {shape:?}"));
+            return None;
+        }
+        if !accepts(&stored) {
+            self.misshapen.push(format!("{name} in {file} is of dtype {dtype:?}"));
+            return None;
+        }
+        match stored.bytes() {
+            Ok(bytes) => Some(bytes),
+            Err(error) => {
+                self.unreadable = Some(error);
+                None
+            }
+        }
+    }
+
+    /// What was asked for and is not there.
+    pub(crate) fn into_missing(self) -> Vec<Missing> {
         self.missing
     }
 
@@ -94,7 +152,7 @@ impl Weights {
         if let Some(error) = self.unreadable {
             return Err(error);
         }
-        let missing: Vec<String> = self.missing.into_iter().map(|(name, _)| name).collect();
+        let missing: Vec<String> = self.missing.into_iter().map(|m| m.name).collect();
         let unused: Vec<String> = self.stored.into_keys().collect();
         let problems: Vec<String> = [
             listed("missing", &missing),

@@ -488,11 +488,7 @@ mod tests {
     }
 
     /// A causal sequence cut into chunks of these lengths, over pages in no order.
-    fn chunks<T: Stored>(
-        path: CpuPath,
-        lengths: &[usize],
-        [keys, vals]: [&[T]; 2],
-    ) -> Vec<f32> {
+    fn chunks<T: Stored>(path: CpuPath, lengths: &[usize], [keys, vals]: [&[T]; 2]) -> Vec<f32> {
         let (width, mut out, mut start) = (keys.len() / 48, Vec::new(), 0);
         for &len in lengths {
             let span = SpanRequest {

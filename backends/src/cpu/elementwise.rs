@@ -47,7 +47,8 @@ impl Kernel for Normalise<'_> {
             match self.normal {
                 Normal::Layer { weight, bias } => {
                     let mean = lane_sum(x, |x| x) / n;
-                    let scale = 1.0 / (lane_sum(x, |x| (x - mean) * (x - mean)) / n + self.eps).sqrt();
+                    let scale =
+                        1.0 / (lane_sum(x, |x| (x - mean) * (x - mean)) / n + self.eps).sqrt();
                     for i in 0..x.len() {
                         y[i] = (x[i] - mean) * scale * weight[i] + bias[i];
                     }

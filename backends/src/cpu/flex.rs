@@ -98,12 +98,7 @@ pub(crate) fn normalise(
 }
 
 /// Turns heads: `x [rows, heads * head_dim]`, `cos` and `sin` `[rows, 1, half]`.
-pub(crate) fn rotate(
-    x: Tensor<2>,
-    cos: &Tensor<3>,
-    sin: &Tensor<3>,
-    head_dim: usize,
-) -> Tensor<2> {
+pub(crate) fn rotate(x: Tensor<2>, cos: &Tensor<3>, sin: &Tensor<3>, head_dim: usize) -> Tensor<2> {
     let (shape, half) = (x.dims(), cos.dims()[2]);
     let [x, cos, sin] = [contiguous(x), contiguous(cos.clone()), contiguous(sin.clone())];
     let turns = Turns { cos: slice(&cos), sin: slice(&sin), half, head_dim };

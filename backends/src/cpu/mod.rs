@@ -22,7 +22,8 @@ pub(crate) use flex::{
     store_rows, sum,
 };
 pub use isa::{CpuPath, active_path};
-pub(crate) use packed::{PackedLinear, WeightFormat};
+pub(crate) use packed::PackedLinear;
+pub use packed::{PackedMatrix, WeightFormat};
 pub(crate) use vector::{SoftmaxSums, Stored, softmax_sums};
 
 use burn::tensor::Device;

@@ -1,8 +1,8 @@
 use burn::tensor::{DType, Tensor, activation};
 
 use super::gelu_new;
-use crate::Quantize;
-use crate::cpu::{self, PackedLinear, TensorFinish, WeightFormat};
+use crate::cpu::{self, PackedLinear, TensorFinish};
+use crate::{PackedMatrix, Quantize, WeightFormat};
 
 /// A projection.
 #[derive(Debug, Clone)]
@@ -28,10 +28,15 @@ impl Linear {
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>, quantize: Quantize) -> Self {
         if cpu::is_flex(&weight.device()) {
             let format = WeightFormat::of(weight.dtype(), quantize);
-            let packed = PackedLinear::new(weight, bias, format);
-            return Self { weight: Weight::Packed(packed), bias: None };
+            return Self::packed(PackedMatrix::pack(weight, format), bias);
         }
         Self { weight: Weight::Plain(Box::new(weight)), bias }
+    }
+
+    /// A projection on CPU of a weight that is packed already.
+    #[must_use]
+    pub fn packed(matrix: PackedMatrix, bias: Option<Tensor<1>>) -> Self {
+        Self { weight: Weight::Packed(PackedLinear::new(matrix, bias)), bias: None }
     }
 }
 
@@ -114,8 +119,7 @@ mod tests {
             let (x, w, b) = (tensor([rows, k], 1), tensor([out, k], 2), tensor([out], 3));
             let layer = Linear::new(w.clone(), Some(b.clone()), Quantize::None);
             let other = tensor([rows, out], 4);
-            for epilogue in
-                [Epilogue::None, Epilogue::Gelu, Epilogue::Silu, Epilogue::Times(other)]
+            for epilogue in [Epilogue::None, Epilogue::Gelu, Epilogue::Silu, Epilogue::Times(other)]
             {
                 let got = linear(x.clone(), &layer, epilogue.clone());
                 let want = portable_linear(x.clone(), &w, Some(&b), epilogue.clone());

@@ -26,5 +26,5 @@ pub use rope::{Rope, RopeAngles, RopePrecision};
 pub use row_params::{
     ConfidenceOf, Credit, Draw, FilterOrder, Filters, Guidance, Mix, Penalties, RowParams,
 };
-pub use sum::sum;
 pub use score::{RowScore, portable_scores, score_rows};
+pub use sum::sum;

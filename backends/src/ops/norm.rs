@@ -15,12 +15,7 @@ pub fn layer_norm(x: Tensor<2>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64) 
 }
 
 /// The portable default of [`layer_norm`].
-fn portable_layer_norm(
-    x: Tensor<2>,
-    weight: &Tensor<1>,
-    bias: &Tensor<1>,
-    eps: f64,
-) -> Tensor<2> {
+fn portable_layer_norm(x: Tensor<2>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64) -> Tensor<2> {
     let dtype = x.dtype();
     let x = x.cast(DType::F32);
     let centred = x.clone() - x.mean_dim(1);

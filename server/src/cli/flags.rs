@@ -143,7 +143,7 @@ impl ModelArgs {
     }
 }
 
-fn model_files(model: &str) -> Result<ModelFiles, Failure> {
+pub(super) fn model_files(model: &str) -> Result<ModelFiles, Failure> {
     if let Some(name) = model.strip_prefix("builtin:") {
         return builtin_files(name).ok_or_else(|| {
             let known: Vec<String> =

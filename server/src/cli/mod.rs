@@ -8,6 +8,7 @@ mod devices;
 mod flags;
 mod generate;
 mod legacy;
+mod quantize;
 mod serve;
 mod synth;
 
@@ -38,6 +39,8 @@ enum Command {
     Devices(devices::DevicesArgs),
     /// Speed, offline: no HTTP
     Bench(bench::BenchArgs),
+    /// Write a copy of a checkpoint that is mapped into memory instead of converted at load
+    Quantize(quantize::QuantizeArgs),
     /// Write a random checkpoint of a given shape
     Synth(synth::SynthArgs),
 }
@@ -76,6 +79,7 @@ pub fn run(
             Command::Generate(args) => generate::run(args, &providers),
             Command::Devices(args) => devices::run(&args, &providers),
             Command::Bench(args) => bench::run(&args, &providers),
+            Command::Quantize(args) => quantize::run(&args),
             Command::Synth(args) => synth::run(&args),
         }
     });

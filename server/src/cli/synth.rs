@@ -63,7 +63,7 @@ fn config(shape: &str) -> Result<Value, Failure> {
 }
 
 /// A bar on a terminal, nothing elsewhere.
-fn bar(total: u64) -> ProgressBar {
+pub(super) fn bar(total: u64) -> ProgressBar {
     let target = match std::io::stderr().is_terminal() {
         true => ProgressDrawTarget::stderr(),
         false => ProgressDrawTarget::hidden(),

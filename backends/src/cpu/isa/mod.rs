@@ -9,7 +9,12 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "vector intrinsics of an instruction set found at run time")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "vector intrinsics of an instruction set found at run time")]
+mod neon;
 mod portable;
+#[cfg(test)]
+mod tests;
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "a prefetch, which any address may be given to")]
 mod x86;
@@ -23,6 +28,8 @@ use half::{bf16, f16};
 pub(crate) use self::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use self::avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use self::neon::Neon;
 pub(crate) use self::portable::Portable;
 
 /// Vector operations over `LANES` f32. Everything is `#[inline(always)]`, so that it ends up
@@ -101,6 +108,10 @@ pub enum CpuPath {
     Avx512,
     /// The same with dot products of bf16 and bytes (BF16, VNNI).
     Avx512Dot,
+    /// NEON, which every AArch64 CPU has.
+    Neon,
+    /// The same with dot products of bytes (dotprod).
+    NeonDot,
 }
 
 impl CpuPath {
@@ -129,10 +140,17 @@ impl CpuPath {
                 paths.push(Self::Avx512Dot);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            paths.push(Self::Neon);
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                paths.push(Self::NeonDot);
+            }
+        }
         paths
     }
 
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     fn is_available(self) -> bool {
         static AVAILABLE: OnceLock<Vec<CpuPath>> = OnceLock::new();
         AVAILABLE.get_or_init(Self::available).contains(&self)
@@ -146,12 +164,14 @@ impl fmt::Display for CpuPath {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Dot => "avx512_dot",
+            Self::Neon => "neon",
+            Self::NeonDot => "neon_dot",
         })
     }
 }
 
 /// The path in use: the best available, or the one named by `DFASTLLM_CPU_PATH`
-/// (`portable`, `avx2`, `avx512`, `avx512_dot`) if this CPU has it.
+/// (`portable`, `avx2`, `avx512`, `avx512_dot`, `neon`, `neon_dot`) if this CPU has it.
 pub fn active_path() -> CpuPath {
     static ACTIVE: OnceLock<CpuPath> = OnceLock::new();
     *ACTIVE.get_or_init(|| {
@@ -178,23 +198,32 @@ pub(crate) trait Kernel {
 
 /// Runs a kernel on a path; on the portable one if this CPU does not have it.
 #[cfg_attr(
-    target_arch = "x86_64",
+    any(target_arch = "x86_64", target_arch = "aarch64"),
     expect(unsafe_code, reason = "calls functions compiled for CPU features found at run time")
 )]
 pub(crate) fn dispatch<K: Kernel>(path: CpuPath, kernel: K) -> K::Output {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     if path.is_available() {
         match path {
+            #[cfg(target_arch = "x86_64")]
             // SAFETY: the path's features were detected on this CPU.
             CpuPath::Avx512Dot => return unsafe { run_avx512_dot(kernel) },
+            #[cfg(target_arch = "x86_64")]
             // SAFETY: likewise.
             CpuPath::Avx512 => return unsafe { run_avx512(kernel) },
+            #[cfg(target_arch = "x86_64")]
             // SAFETY: likewise.
             CpuPath::Avx2 => return unsafe { run_avx2(kernel) },
-            CpuPath::Portable => {}
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: likewise.
+            CpuPath::NeonDot => return unsafe { run_neon_dot(kernel) },
+            #[cfg(target_arch = "aarch64")]
+            // SAFETY: likewise.
+            CpuPath::Neon => return unsafe { run_neon(kernel) },
+            _ => {}
         }
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = path;
     kernel.run(Portable)
 }
@@ -215,4 +244,16 @@ fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
 fn run_avx512_dot<K: Kernel>(kernel: K) -> K::Output {
     kernel.run(Avx512::<true>(()))
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn run_neon<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Neon::<false>(()))
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon,dotprod")]
+fn run_neon_dot<K: Kernel>(kernel: K) -> K::Output {
+    kernel.run(Neon::<true>(()))
 }

@@ -14,13 +14,13 @@ mod pack;
 use std::ops::Range;
 use std::sync::Arc;
 
-use ::half::{bf16, f16};
+use ::half::f16;
 use burn::tensor::{DType, Tensor};
 
 use self::bytes::{ByteTiles, Quantised};
-use self::columns::{Columns, Pairs};
 pub(super) use self::columns::rounded;
-use self::pack::PackedMatrix;
+use self::columns::{Columns, Pairs};
+pub use self::pack::PackedMatrix;
 use super::buffers::Buffer;
 use super::isa::{CpuPath, Isa, Kernel, active_path, dispatch};
 use super::share::{Grid, share};
@@ -29,14 +29,14 @@ use crate::Quantize;
 
 /// What a packed weight is kept as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WeightFormat {
+pub enum WeightFormat {
     /// Single precision.
     F32,
     /// Half precision, widened as it is read.
     F16,
     /// bfloat16, in pairs.
     Bf16,
-    /// A byte, with an f16 scale for every [`BLOCK`].
+    /// A byte, with an f16 scale for every 32.
     Int8,
     /// Half a byte, with the same.
     Int4,
@@ -52,7 +52,8 @@ pub(crate) struct PackedLinear {
 
 impl WeightFormat {
     /// What weights of a float type are packed as.
-    pub(crate) fn of(dtype: DType, quantize: Quantize) -> Self {
+    #[must_use]
+    pub fn of(dtype: DType, quantize: Quantize) -> Self {
         match (quantize, dtype) {
             (Quantize::Int8, _) => Self::Int8,
             (Quantize::Int4, _) => Self::Int4,
@@ -61,24 +62,41 @@ impl WeightFormat {
             (Quantize::None, _) => Self::F32,
         }
     }
+
+    /// The float type or the quantisation it is made of.
+    #[must_use]
+    pub fn made_of(self) -> (Option<DType>, Quantize) {
+        match self {
+            Self::F32 => (Some(DType::F32), Quantize::None),
+            Self::F16 => (Some(DType::F16), Quantize::None),
+            Self::Bf16 => (Some(DType::BF16), Quantize::None),
+            Self::Int8 => (None, Quantize::Int8),
+            Self::Int4 => (None, Quantize::Int4),
+        }
+    }
+
+    /// Its name in a file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+        }
+    }
+
+    /// The format of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        let all = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Int4];
+        all.into_iter().find(|format| format.name() == name)
+    }
 }
 
 impl PackedLinear {
-    /// Packs `weight [outs, k]`.
-    pub(crate) fn new(weight: Tensor<2>, bias: Option<Tensor<1>>, format: WeightFormat) -> Self {
-        let [outs, k] = weight.dims();
-        let data = weight.into_data();
-        let matrix = match data.as_slice::<bf16>() {
-            Ok(values) => PackedMatrix::new(format, (outs, k), |row, to| {
-                to.iter_mut().zip(&values[row * k..]).for_each(|(to, v)| *to = v.to_f32());
-            }),
-            Err(_) => {
-                let values: Vec<f32> = data.iter().collect();
-                PackedMatrix::new(format, (outs, k), |row, to| {
-                    to.copy_from_slice(&values[row * k..(row + 1) * k]);
-                })
-            }
-        };
+    pub(crate) fn new(matrix: PackedMatrix, bias: Option<Tensor<1>>) -> Self {
         let bias = bias.map(|bias| bias.into_data().iter::<f32>().collect());
         Self { matrix: Arc::new(matrix), bias }
     }
@@ -188,7 +206,7 @@ impl<T: Tiles> Kernel for Panels<'_, T> {
 }
 
 /// `x Wᵀ + b`, finished: `x [rows, k]` to `[rows, outs]`.
-pub(crate) fn multiply(
+pub(super) fn multiply(
     path: CpuPath,
     matrix: &PackedMatrix,
     x: &[f32],

@@ -1,8 +1,11 @@
 //! From a matrix `[outs, k]` to panels.
 
-use half::f16;
+use burn::tensor::Tensor;
+use bytes::Bytes;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::super::vector::Stored;
 use super::{BLOCK, PANEL, WeightFormat, rounded};
 
 /// Weights of one output in a word of bytes.
@@ -10,18 +13,75 @@ pub(super) const GROUP: usize = 4;
 /// Words of a block's scales, two f16 in each.
 pub(super) const SCALE_WORDS: usize = PANEL / 2;
 
-/// A weight in the layout the kernels of [`super`] read.
+/// A weight `[outs, k]` in the layout the CPU's kernels read: panels of 32 outputs, of 32-bit words.
 #[derive(Debug)]
-pub(crate) struct PackedMatrix {
+pub struct PackedMatrix {
     format: WeightFormat,
     outs: usize,
     k: usize,
-    words: Vec<u32>,
+    words: Words,
+}
+
+#[derive(Debug)]
+enum Words {
+    Packed(Vec<u32>),
+    /// Of a file; aligned.
+    Mapped(Bytes),
 }
 
 impl PackedMatrix {
+    /// Packs `weight [outs, k]`.
+    #[must_use]
+    pub fn pack(weight: Tensor<2>, format: WeightFormat) -> Self {
+        let shape = weight.dims();
+        let data = weight.into_data();
+        if let Ok(values) = data.as_slice::<bf16>() {
+            return Self::of_values(values, shape, format);
+        }
+        if let Ok(values) = data.as_slice::<f16>() {
+            return Self::of_values(values, shape, format);
+        }
+        match data.as_slice::<f32>() {
+            Ok(values) => Self::of_values(values, shape, format),
+            Err(_) => Self::of_values(&data.iter::<f32>().collect::<Vec<_>>(), shape, format),
+        }
+    }
+
+    fn of_values<T: Stored>(values: &[T], [outs, k]: [usize; 2], format: WeightFormat) -> Self {
+        Self::new(format, (outs, k), |row, to| {
+            to.iter_mut().zip(&values[row * k..]).for_each(|(to, v)| *to = v.widen());
+        })
+    }
+
+    /// What [`PackedMatrix::as_bytes`] gave for a weight `[outs, k]`; `None` if there are fewer or
+    /// more bytes than that takes.
+    #[must_use]
+    pub fn from_bytes(bytes: Bytes, format: WeightFormat, [outs, k]: [usize; 2]) -> Option<Self> {
+        let [panels, words] = Self::words_of(format, [outs, k]);
+        if bytes.len() != panels * words * size_of::<u32>() {
+            return None;
+        }
+        let words = match bytemuck::try_cast_slice::<u8, u32>(&bytes) {
+            Ok(_) => Words::Mapped(bytes),
+            Err(_) => Words::Packed(bytemuck::pod_collect_to_vec(&bytes)),
+        };
+        Some(Self { format, outs, k, words })
+    }
+
+    /// The packed weight, to be written to a file.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(self.words())
+    }
+
+    /// Panels of a weight `[outs, k]`, and words of each.
+    #[must_use]
+    pub fn words_of(format: WeightFormat, [outs, k]: [usize; 2]) -> [usize; 2] {
+        [outs.div_ceil(PANEL), panel_words(format, k)]
+    }
+
     /// Packs `[outs, k]`, given by what reads the weights of one output.
-    pub(crate) fn new(
+    pub(super) fn new(
         format: WeightFormat,
         (outs, k): (usize, usize),
         row: impl Fn(usize, &mut [f32]) + Sync,
@@ -32,7 +92,9 @@ impl PackedMatrix {
             for lane in 0..PANEL.min(outs - panel * PANEL) {
                 row(panel * PANEL + lane, &mut values[..k]);
                 match format {
-                    WeightFormat::F32 => pack_dense(&values[..k], lane, bytemuck::cast_slice_mut(words), |v| v),
+                    WeightFormat::F32 => {
+                        pack_dense(&values[..k], lane, bytemuck::cast_slice_mut(words), |v| v)
+                    }
                     WeightFormat::F16 => {
                         let words: &mut [f16] = bytemuck::cast_slice_mut(words);
                         pack_dense(&values[..k], lane, words, f16::from_f32);
@@ -43,14 +105,14 @@ impl PackedMatrix {
                 }
             }
         });
-        Self { format, outs, k, words }
+        Self { format, outs, k, words: Words::Packed(words) }
     }
 
     pub(super) fn format(&self) -> WeightFormat {
         self.format
     }
 
-    pub(crate) fn outs(&self) -> usize {
+    pub(super) fn outs(&self) -> usize {
         self.outs
     }
 
@@ -59,7 +121,10 @@ impl PackedMatrix {
     }
 
     pub(super) fn words(&self) -> &[u32] {
-        &self.words
+        match &self.words {
+            Words::Packed(words) => words,
+            Words::Mapped(bytes) => bytemuck::cast_slice(bytes),
+        }
     }
 }
 

@@ -1,4 +1,6 @@
+use ::bytes::Bytes;
 use ::half::{bf16, f16};
+use burn::tensor::{Device, TensorData};
 
 use super::super::testing::values;
 use super::*;
@@ -100,7 +102,11 @@ fn a_row_is_bitwise_the_same_alone_and_in_a_batch() {
             let all = product(path, &matrix, &x);
             for row in 0..rows {
                 let one = product(path, &matrix, &x[row * k..(row + 1) * k]);
-                assert_eq!(one[..], all[row * outs..(row + 1) * outs], "{path} {format:?} row {row}");
+                assert_eq!(
+                    one[..],
+                    all[row * outs..(row + 1) * outs],
+                    "{path} {format:?} row {row}"
+                );
             }
             for count in [2, 5, 11, 30] {
                 let some = product(path, &matrix, &x[..count * k]);
@@ -117,8 +123,7 @@ fn quantised_sums_are_bitwise_the_same_on_all_paths_with_fused_arithmetic() {
     for format in [WeightFormat::Int8, WeightFormat::Int4] {
         let matrix = pack(format, &w, k);
         let fused = CpuPath::available().into_iter().filter(|p| *p != CpuPath::Portable);
-        let all: Vec<Buffer> =
-            fused.map(|path| product(path, &matrix, &x)).collect();
+        let all: Vec<Buffer> = fused.map(|path| product(path, &matrix, &x)).collect();
         assert!(all.windows(2).all(|pair| pair[0][..] == pair[1][..]), "{format:?}");
     }
 }
@@ -159,6 +164,29 @@ fn zeros_stay_zero_and_what_is_no_number_stays_none() {
                 let y = product(path, &pack(format, &values(k, 3), k), &x);
                 assert!(!y[0].is_finite(), "{path} {format:?}");
             }
+        }
+    }
+}
+
+#[test]
+fn bytes_of_a_file_multiply_as_what_was_packed_wherever_they_lie() {
+    let (outs, k) = (70, 97);
+    let (x, w) = (values(3 * k, 1), values(outs * k, 2));
+    for format in FORMATS {
+        let data = TensorData::new(w.clone(), [outs, k]);
+        let weight = Tensor::<2>::from_data(data, (&Device::flex(), DType::F32));
+        let packed = PackedMatrix::pack(weight, format);
+        let want = product(CpuPath::Portable, &packed, &x);
+        for offset in 0..4 {
+            let file = Bytes::from([&[0; 4][..offset], packed.as_bytes()].concat());
+            let read = |bytes: Bytes| PackedMatrix::from_bytes(bytes, format, [outs, k]);
+            let mapped = read(file.slice(offset..)).unwrap();
+            assert_eq!(
+                product(CpuPath::Portable, &mapped, &x)[..],
+                want[..],
+                "{format:?} {offset}"
+            );
+            assert!(read(file.slice(offset + 1..)).is_none(), "a byte is missing");
         }
     }
 }

@@ -1,0 +1,95 @@
+//! Files in memory without a copy.
+
+use std::fs::File;
+use std::io;
+
+use burn::tensor::{AllocationProperty, DType, TensorData};
+use bytes::Bytes;
+use memmap2::{Mmap, MmapOptions};
+
+/// Maps `len` bytes from `offset` on, to be read only. Pages are read from disk as they are touched
+/// and dropped with the last handle.
+///
+/// # Errors
+/// When the file is shorter than that, or cannot be mapped.
+pub fn map_file(file: &File, offset: u64, len: usize) -> io::Result<Bytes> {
+    let size = file.metadata()?.len();
+    if offset.checked_add(len as u64).is_none_or(|end| end > size) {
+        let message = format!("{len} bytes from {offset} on are wanted, the file has {size}");
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
+    }
+    if len == 0 {
+        return Ok(Bytes::new());
+    }
+    Ok(Bytes::from_owner(map(file, offset, len)?))
+}
+
+/// Numbers of `dtype`, as many as `shape` has, without a copy if they lie as the CPU wants them.
+///
+/// # Panics
+/// When there are fewer or more bytes than that.
+#[must_use]
+pub fn tensor_data<const D: usize>(bytes: Bytes, shape: [usize; D], dtype: DType) -> TensorData {
+    let size = dtype.size();
+    let bytes = if bytes.as_ptr().align_offset(size) == 0 {
+        burn::tensor::Bytes::from_shared(bytes, AllocationProperty::File)
+    } else {
+        match size {
+            8 => burn::tensor::Bytes::from_elems(bytemuck::pod_collect_to_vec::<u8, u64>(&bytes)),
+            4 => burn::tensor::Bytes::from_elems(bytemuck::pod_collect_to_vec::<u8, u32>(&bytes)),
+            _ => burn::tensor::Bytes::from_elems(bytemuck::pod_collect_to_vec::<u8, u16>(&bytes)),
+        }
+    };
+    TensorData::from_bytes(bytes, shape, dtype)
+}
+
+#[expect(unsafe_code, reason = "the system call cannot promise that no one changes the file")]
+fn map(file: &File, offset: u64, len: usize) -> io::Result<Mmap> {
+    // SAFETY: the range was checked to lie inside the file, and the mapping is private and never
+    // written. What is left is someone who shortens or overwrites a checkpoint that is in use; as
+    // with every program that maps its weights, that must not be done, and README says so. Any
+    // bytes are valid numbers, so a change of content harms answers only.
+    unsafe { MmapOptions::new().offset(offset).len(len).map_copy_read_only(file) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn any_range_inside_is_mapped_and_none_outside() {
+        let mut file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..10_000u32).map(|i| (i % 251) as u8).collect();
+        file.write_all(&content).unwrap();
+        for (offset, len) in [(0, 10_000), (0, 1), (9_999, 1), (4_096, 4_096), (4_097, 5_903)] {
+            let mapped = map_file(&file, offset as u64, len).unwrap();
+            assert_eq!(mapped[..], content[offset..offset + len]);
+        }
+        assert!(map_file(&file, 10_000, 0).unwrap().is_empty());
+        for (offset, len) in [(0, 10_001), (9_999, 2), (10_001, 0), (u64::MAX, 1)] {
+            let error = map_file(&file, offset, len).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{offset} {len}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_read_wherever_they_lie() {
+        let values: Vec<u8> = [1.5f32, -2.0, 3.25].iter().flat_map(|v| v.to_le_bytes()).collect();
+        for offset in 0..8 {
+            let padded = Bytes::from([vec![0; offset], values.clone()].concat());
+            let data = tensor_data(padded.slice(offset..), [3], DType::F32);
+            assert_eq!(data.as_slice::<f32>().unwrap(), [1.5, -2.0, 3.25], "{offset}");
+        }
+    }
+
+    #[test]
+    fn a_mapping_outlives_its_file() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"weights").unwrap();
+        let mapped = map_file(&file, 2, 5).unwrap();
+        drop(file);
+        assert_eq!(&mapped[..], b"ights");
+    }
+}
