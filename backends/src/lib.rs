@@ -22,7 +22,8 @@ mod spec;
 pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 pub use bytes::Bytes;
 pub use cpu::{
-    CpuPath, PackedMatrix, WeightFormat, active_path, configure_threads, physical_cores, run_on,
+    CpuPath, PackedMatrix, ReadTest, WeightFormat, active_path, configure_threads, multiply_rate,
+    physical_cores, run_on,
 };
 pub use dtype::{DTypeChoice, Precision, Quantize, WeightChoice};
 pub use error::DeviceError;

@@ -41,3 +41,4 @@ pub use registry::{LoadedModel, load};
 pub use special::{GenerationDefaults, ReferenceLoop, SpecialIds};
 pub use synth::{SynthTensor, shape_config, shape_names, synth_tensors, write_synth};
 pub use tokenizer::{SpecialTokens, TokenStream, Tokenizer};
+pub use weights::Projections;

@@ -9,7 +9,7 @@ use crate::checkpoint::{self, StoredTensor, StoredTensors};
 use crate::config::Header;
 use crate::model::LanguageModel;
 use crate::special::{ReferenceLoop, SpecialSources, special_ids};
-use crate::weights::Weights;
+use crate::weights::{Projections, Weights};
 use crate::{
     ChatTemplate, GenerationDefaults, LoadError, ModelFiles, SpecialIds, Tokenizer, config, dream,
     llada, phi,
@@ -79,6 +79,10 @@ pub struct LoadedModel {
     pub precision: Precision,
     /// `model_type` of the config.
     pub family: &'static str,
+    /// Size of the projections.
+    pub projections: Projections,
+    /// What they are made of.
+    pub format: WeightFormat,
 }
 
 /// Loads a checkpoint onto a device.
@@ -107,6 +111,7 @@ pub fn load(
     }
     let mut weights = Weights::new(stored, device.device.clone(), precision).with_packed(packed);
     let model = (family.load)(&config, &mut weights)?;
+    let projections = weights.projections();
     weights.finish()?;
     let vocab = model.shape().vocab;
     if tokenizer.size() > vocab {
@@ -122,6 +127,8 @@ pub fn load(
         generation,
         precision,
         family: family.model_type,
+        projections,
+        format: packed.unwrap_or(WeightFormat::of(precision.weights, precision.quantize)),
     })
 }
 

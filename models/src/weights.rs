@@ -28,9 +28,19 @@ pub(crate) struct Weights {
     precision: Precision,
     /// How projections are stored, if they are packed already.
     packed: Option<WeightFormat>,
+    projections: Projections,
     missing: Vec<Missing>,
     misshapen: Vec<String>,
     unreadable: Option<LoadError>,
+}
+
+/// What all projections of a model, its head included, come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Projections {
+    /// Weights: a row that passes all of them takes as many multiplications.
+    pub parameters: u64,
+    /// Their size in memory.
+    pub bytes: u64,
 }
 
 /// A tensor that was asked for and is not there.
@@ -45,7 +55,16 @@ pub(crate) struct Missing {
 impl Weights {
     pub(crate) fn new(stored: StoredTensors, device: Device, precision: Precision) -> Self {
         let (missing, misshapen) = (Vec::new(), Vec::new());
-        Self { stored, device, precision, packed: None, missing, misshapen, unreadable: None }
+        Self {
+            stored,
+            device,
+            precision,
+            packed: None,
+            projections: Projections::default(),
+            missing,
+            misshapen,
+            unreadable: None,
+        }
     }
 
     /// The same where projections are stored packed.
@@ -70,6 +89,7 @@ impl Weights {
 
     /// `{prefix}.weight` of `[out, inp]` and, if it has one, `{prefix}.bias`.
     pub(crate) fn linear(&mut self, prefix: &str, out: usize, inp: usize, bias: Bias) -> Linear {
+        self.count(out, inp);
         let name = format!("{prefix}.weight");
         let vector = |weights: &mut Self| weights.vector(&format!("{prefix}.bias"), out);
         if let Some(format) = self.packed {
@@ -89,6 +109,19 @@ impl Weights {
         }
         let bias = (bias == Bias::Yes).then(|| vector(self));
         Linear::new(weight, bias, self.precision.quantize)
+    }
+
+    fn count(&mut self, out: usize, inp: usize) {
+        let Precision { weights, quantize, .. } = self.precision;
+        let format = self.packed.unwrap_or(WeightFormat::of(weights, quantize));
+        let words: usize = PackedMatrix::words_of(format, [out, inp]).iter().product();
+        self.projections.parameters += (out * inp) as u64;
+        self.projections.bytes += (words * size_of::<u32>()) as u64;
+    }
+
+    /// What was handed out so far.
+    pub(crate) fn projections(&self) -> Projections {
+        self.projections
     }
 
     fn tensor<const D: usize>(&mut self, name: &str, shape: [usize; D], dtype: DType) -> Tensor<D> {

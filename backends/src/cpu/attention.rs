@@ -10,17 +10,20 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::buffers::Buffer;
-use super::isa::{CpuPath, Isa, Kernel, dispatch, madd};
-use super::vector::{Stored, exp};
+use super::isa::{CpuPath, Isa, Kernel, dispatch};
+use super::vector::{Stored, exp, exp_lanes};
 use crate::rows::{Attend, KeyRun, KeySource, PAGE_SIZE, Span};
 
 /// Most keys scored at once; longer runs are cut.
 const MAX_RUN: usize = PAGE_SIZE;
-/// Queries one task takes, about.
-const TASK_QUERIES: usize = 32;
+/// Queries one task takes, about: enough for turning keys round to cost little beside them, few
+/// enough for their sums to stay in the core's cache.
+const TASK_QUERIES: usize = 128;
 /// From this many queries on, turning keys round pays, for then 16 keys are scored in one go, and so
 /// does widening values.
 const MANY_QUERIES: usize = 8;
+/// Bytes the memory hands out at once.
+const CACHE_LINE: usize = 64;
 /// Tasks a thread should find, so that none waits long for another.
 const TASKS_PER_THREAD: usize = 3;
 
@@ -113,6 +116,22 @@ struct Part<'a, T> {
     stride: usize,
 }
 
+impl<T: Stored> Part<'_, T> {
+    /// Asks the memory for what a head has of every key and value: they lie too far apart for the
+    /// hardware to see a pattern.
+    #[inline(always)]
+    fn prefetch<I: Isa>(&self, isa: I, offset: usize, dim: usize) {
+        let line = CACHE_LINE / size_of::<T>();
+        for key in 0..self.n {
+            let from = key * self.stride + offset;
+            for at in (from..from + dim).step_by(line) {
+                isa.prefetch(&self.keys[at..], 0);
+                isa.prefetch(&self.values[at..], 0);
+            }
+        }
+    }
+}
+
 fn parts<T>(
     run: KeyRun,
     kv: KeysValues<'_, T>,
@@ -173,9 +192,12 @@ impl<T: Stored> Kernel for &Task<'_, T> {
         let mut prepared = is_worth_it.then(|| Prepared::new(dim));
         let positions = &self.plan.positions[self.rows.clone()];
         let furthest = (0..self.rows.len()).max_by_key(|&row| positions[row]).unwrap_or(0);
-        for part in self.parts {
+        for (index, part) in self.parts.iter().enumerate() {
             if self.seen(part, furthest) > 0 {
                 for head in self.heads.clone() {
+                    if let Some(next) = self.parts.get(index + 1) {
+                        next.prefetch(isa, head * dim, dim);
+                    }
                     self.head(isa, (part, head), prepared.as_mut(), (&mut running, &mut out));
                 }
             }
@@ -216,15 +238,13 @@ impl<T: Stored> Task<'_, T> {
                 let at = ((self.rows.start + row) * plan.heads + head * group + member) * dim;
                 let query = &self.query[at..][..dim];
                 let mut scores = match &prepared {
-                    Some(prepared) => turned_scores::<I>(query, &prepared.keys),
+                    Some(prepared) => turned_scores(isa, query, &prepared.keys),
                     None => stored_scores(isa, query, &part.keys[offset..], (part.stride, n)),
                 };
-                if let Some(key) = hidden {
-                    scores[key] = f32::NEG_INFINITY;
-                }
+                hide(isa, &mut scores, n, hidden);
                 let i = (row * self.heads.len() + head - self.heads.start) * group + member;
                 let out = &mut out[i * dim..][..dim];
-                let weights = softmax_step::<I>(scores, (n, scale), &mut running[i], out);
+                let weights = softmax_step(isa, scores, scale, &mut running[i], out);
                 let weights = &weights[..n];
                 match &prepared {
                     Some(prepared) => add_values(isa, weights, &prepared.values, dim, out),
@@ -286,51 +306,52 @@ impl Prepared {
     }
 }
 
+/// Scores or weights of a part's keys, in as many vectors as that takes.
+type Lanes<I> = [<I as Isa>::V; MOST_VECTORS];
+
+/// Vectors of the narrowest instruction set.
+const MOST_VECTORS: usize = 2;
+
+/// Vectors of an instruction set.
+const fn vectors<I: Isa>() -> usize {
+    MAX_RUN / I::LANES
+}
+
 /// Products of a query with 16 keys, lane by lane. Dimension `d` of every key goes to chain
 /// `d % LANES`, and the chains are added as [`Isa::sum`] adds lanes: halves upon halves.
 #[inline(always)]
-fn turned_scores<I: Isa>(query: &[f32], keys: &[f32]) -> [f32; MAX_RUN] {
-    add(two_chains::<I>(query, keys, 0), two_chains::<I>(query, keys, 1))
-}
-
-#[inline(always)]
-fn two_chains<I: Isa>(query: &[f32], keys: &[f32], first: usize) -> [f32; MAX_RUN] {
-    add(four_chains::<I>(query, keys, first), four_chains::<I>(query, keys, first + 2))
-}
-
-#[inline(always)]
-fn four_chains<I: Isa>(query: &[f32], keys: &[f32], first: usize) -> [f32; MAX_RUN] {
-    if I::LANES == 8 {
-        return add(chain::<I>(query, keys, first), chain::<I>(query, keys, first + 4));
-    }
-    add(eight_chains::<I>(query, keys, first), eight_chains::<I>(query, keys, first + 4))
-}
-
-#[inline(always)]
-fn eight_chains<I: Isa>(query: &[f32], keys: &[f32], first: usize) -> [f32; MAX_RUN] {
-    add(chain::<I>(query, keys, first), chain::<I>(query, keys, first + 8))
-}
-
-#[inline(always)]
-fn chain<I: Isa>(query: &[f32], keys: &[f32], first: usize) -> [f32; MAX_RUN] {
-    let mut sums = [0f32; MAX_RUN];
-    let mut d = first;
-    while d < query.len() {
-        let keys = &keys[d * MAX_RUN..][..MAX_RUN];
-        for key in 0..MAX_RUN {
-            sums[key] = madd::<I>(query[d], keys[key], sums[key]);
+fn turned_scores<I: Isa>(isa: I, query: &[f32], keys: &[f32]) -> Lanes<I> {
+    let mut scores = [isa.zero(); MOST_VECTORS];
+    for (v, scores) in scores[..vectors::<I>()].iter_mut().enumerate() {
+        let mut chains = [isa.zero(); MAX_RUN];
+        let mut blocks = query.chunks_exact(I::LANES);
+        let mut key = v * I::LANES;
+        for query in &mut blocks {
+            let keys = &keys[key..][..(I::LANES - 1) * MAX_RUN + I::LANES];
+            for chain in 0..I::LANES {
+                let lanes = isa.load(&keys[chain * MAX_RUN..]);
+                chains[chain] = isa.madd(isa.splat(query[chain]), lanes, chains[chain]);
+            }
+            key += I::LANES * MAX_RUN;
         }
-        d += I::LANES;
+        let rest = blocks.remainder();
+        // With a fixed number of turns the chains stay in registers.
+        for chain in 0..I::LANES {
+            if chain < rest.len() {
+                let lanes = isa.load(&keys[key + chain * MAX_RUN..]);
+                chains[chain] = isa.madd(isa.splat(rest[chain]), lanes, chains[chain]);
+            }
+        }
+        let mut half = I::LANES / 2;
+        while half > 0 {
+            for chain in 0..half {
+                chains[chain] = isa.add(chains[chain], chains[chain + half]);
+            }
+            half /= 2;
+        }
+        *scores = chains[0];
     }
-    sums
-}
-
-#[inline(always)]
-fn add(mut a: [f32; MAX_RUN], b: [f32; MAX_RUN]) -> [f32; MAX_RUN] {
-    for key in 0..MAX_RUN {
-        a[key] += b[key];
-    }
-    a
+    scores
 }
 
 /// The same from keys as they are stored, `stride` apart; the first `n` scores are set.
@@ -340,7 +361,7 @@ fn stored_scores<T: Stored, I: Isa>(
     query: &[f32],
     keys: &[T],
     (stride, n): (usize, usize),
-) -> [f32; MAX_RUN] {
+) -> Lanes<I> {
     let mut scores = [0f32; MAX_RUN];
     for (key, score) in scores[..n].iter_mut().enumerate() {
         let key = &keys[key * stride..][..query.len()];
@@ -356,23 +377,57 @@ fn stored_scores<T: Stored, I: Isa>(
         }
         *score = isa.sum(chains);
     }
-    scores
+    loaded(isa, &scores)
 }
 
-/// Folds `n` scores into the running maximum and sum, rescales what was summed before, and returns
-/// the weights of the new keys.
+#[inline(always)]
+fn loaded<I: Isa>(isa: I, values: &[f32; MAX_RUN]) -> Lanes<I> {
+    let mut lanes = [isa.zero(); MOST_VECTORS];
+    for (v, lanes) in lanes[..vectors::<I>()].iter_mut().enumerate() {
+        *lanes = isa.load(&values[v * I::LANES..]);
+    }
+    lanes
+}
+
+#[inline(always)]
+fn stored<I: Isa>(isa: I, lanes: &Lanes<I>) -> [f32; MAX_RUN] {
+    let mut values = [0f32; MAX_RUN];
+    for (v, lanes) in lanes[..vectors::<I>()].iter().enumerate() {
+        isa.store(*lanes, &mut values[v * I::LANES..(v + 1) * I::LANES]);
+    }
+    values
+}
+
+/// Hides what a row does not see: keys from the `n`th on, and one among them.
+#[inline(always)]
+fn hide<I: Isa>(isa: I, scores: &mut Lanes<I>, n: usize, hidden: Option<usize>) {
+    if n == MAX_RUN && hidden.is_none() {
+        return;
+    }
+    let mut values = stored(isa, scores);
+    values[n..].fill(f32::NEG_INFINITY);
+    if let Some(key) = hidden {
+        values[key] = f32::NEG_INFINITY;
+    }
+    *scores = loaded(isa, &values);
+}
+
+/// Folds scores into the running maximum and sum, rescales what was summed before, and returns the
+/// weights of the keys: 0 for hidden ones.
 #[inline(always)]
 fn softmax_step<I: Isa>(
-    mut scores: [f32; MAX_RUN],
-    (n, scale): (usize, f32),
+    isa: I,
+    mut scores: Lanes<I>,
+    scale: f32,
     running: &mut Running,
     out: &mut [f32],
 ) -> [f32; MAX_RUN] {
-    for (key, score) in scores.iter_mut().enumerate() {
-        *score = if key < n { *score * scale } else { f32::NEG_INFINITY };
+    let mut new_max = running.max;
+    for scores in &mut scores[..vectors::<I>()] {
+        *scores = isa.mul(*scores, isa.splat(scale));
+        let best = isa.largest(*scores);
+        new_max = if best > new_max { best } else { new_max };
     }
-    let best = fold(scores, |a, b| if a > b { a } else { b });
-    let new_max = if best > running.max { best } else { running.max };
     if new_max > running.max {
         let correction = exp::<I>(running.max - new_max);
         running.sum *= correction;
@@ -381,25 +436,13 @@ fn softmax_step<I: Isa>(
         }
         running.max = new_max;
     }
-    for score in &mut scores {
-        *score = exp::<I>(*score - new_max);
+    let mut sum = isa.zero();
+    for scores in &mut scores[..vectors::<I>()] {
+        *scores = exp_lanes(isa, isa.add(*scores, isa.splat(-new_max)));
+        sum = isa.add(sum, *scores);
     }
-    // Weights past the end are 0.
-    running.sum += fold(scores, |a, b| a + b);
-    scores
-}
-
-/// Combines all values pairwise, halving their number each time.
-#[inline(always)]
-fn fold(mut values: [f32; MAX_RUN], combine: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut half = MAX_RUN / 2;
-    while half > 0 {
-        for i in 0..half {
-            values[i] = combine(values[i], values[i + half]);
-        }
-        half /= 2;
-    }
-    values[0]
+    running.sum += isa.sum(sum);
+    stored(isa, &scores)
 }
 
 /// `out += Σ weight · value`, keys in order. Vectors of the head go side by side, so that none waits

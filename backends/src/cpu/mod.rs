@@ -11,6 +11,7 @@ mod elementwise;
 mod flex;
 mod isa;
 mod packed;
+mod roofline;
 mod share;
 #[cfg(test)]
 mod testing;
@@ -24,6 +25,7 @@ pub(crate) use flex::{
 pub use isa::{CpuPath, active_path};
 pub(crate) use packed::PackedLinear;
 pub use packed::{PackedMatrix, WeightFormat};
+pub use roofline::{ReadTest, multiply_rate};
 pub(crate) use vector::{SoftmaxSums, Stored, softmax_sums};
 
 use burn::tensor::Device;

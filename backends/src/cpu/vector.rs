@@ -105,6 +105,12 @@ pub(super) fn silu<I: Isa>(isa: I, v: I::V) -> I::V {
     by_lane(isa, v, |x| x / (1.0 + exp::<I>(-x)))
 }
 
+/// [`exp`] of every lane.
+#[inline(always)]
+pub(super) fn exp_lanes<I: Isa>(isa: I, v: I::V) -> I::V {
+    by_lane(isa, v, |x| exp::<I>(x))
+}
+
 #[inline(always)]
 fn by_lane<I: Isa>(isa: I, v: I::V, f: impl Fn(f32) -> f32) -> I::V {
     let mut lanes = [0f32; MOST_LANES];

@@ -74,6 +74,16 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn largest(self, v: __m256) -> f32 {
+        // SAFETY: see above.
+        unsafe {
+            let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
         // SAFETY: see above.
         unsafe { _mm256_set1_ps(x) }

@@ -59,6 +59,8 @@ pub(crate) trait Isa: Copy + Send + Sync {
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     /// Sum of the lanes, in one fixed order.
     fn sum(self, v: Self::V) -> f32;
+    /// The largest lane; where one is NaN, any.
+    fn largest(self, v: Self::V) -> f32;
     /// One number in all lanes.
     fn splat(self, x: f32) -> Self::V;
     /// Writes as many lanes as the slice takes, at most `LANES`.

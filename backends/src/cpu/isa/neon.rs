@@ -79,6 +79,12 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     }
 
     #[inline(always)]
+    fn largest(self, v: float32x4x2_t) -> f32 {
+        // SAFETY: see above.
+        unsafe { vmaxvq_f32(vmaxq_f32(v.0, v.1)) }
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> float32x4x2_t {
         // SAFETY: see above.
         let four = unsafe { vdupq_n_f32(x) };

@@ -64,6 +64,11 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
+    fn largest(self, v: Self::V) -> f32 {
+        v.into_iter().fold(f32::NEG_INFINITY, |most, x| if x > most { x } else { most })
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
         [x; 8]
     }

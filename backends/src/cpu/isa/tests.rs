@@ -97,6 +97,12 @@ fn check_numbers<I: Isa>(isa: I, &Check { path, seed }: &Check) {
         half /= 2;
     }
     assert!(equal(&[isa.sum(va)], &halves[..1]), "{path} sum");
+    let lanes = &a[..I::LANES];
+    if lanes.iter().all(|x| !x.is_nan()) {
+        let most = lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        // Zeros of either sign are equal.
+        assert!(isa.largest(va) == most, "{path} largest");
+    }
 }
 
 #[inline(always)]

@@ -4,6 +4,7 @@ mod denoising;
 mod drive;
 mod latency;
 mod report;
+mod roofline;
 mod throughput;
 mod workload;
 
@@ -26,6 +27,8 @@ enum Measure {
     Latency,
     /// Rows and time of the first passes over a canvas of --output-len, under each preset
     Denoising,
+    /// What passes over --input-len cached positions reach of the CPU's read and multiply rates
+    Roofline,
 }
 
 /// Flags of a benchmark.
@@ -70,7 +73,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, env = "DFASTLLM_DIFFUSION", default_value = "{}")]
     diffusion: String,
 
-    /// Denoising: passes timed under each preset [default: 8]
+    /// Denoising: passes timed under each preset [default: 8]; roofline: at each number of rows
+    /// [default: 5]
     #[arg(long, env = "DFASTLLM_PASSES")]
     passes: Option<usize>,
 
@@ -104,6 +108,9 @@ pub(crate) fn run(args: &BenchArgs, providers: &[Box<dyn DeviceProvider>]) -> Re
         request_timeout: Duration::from_secs(86_400),
         stall_timeout: Duration::from_secs(86_400),
     })?;
+    if args.measure == Measure::Roofline {
+        return roofline::run(args, &options, providers);
+    }
     let (served, engine) = ServedModel::start(&options, providers).map_err(Failure::failed)?;
     let workload = Workload::new(args, &served)?;
     let outcome = match (args.measure, args.long_prompt, args.shared_prefix) {
@@ -111,7 +118,7 @@ pub(crate) fn run(args: &BenchArgs, providers: &[Box<dyn DeviceProvider>]) -> Re
         (Measure::Denoising, ..) => denoising::run(args, &served, workload),
         (Measure::Latency, Some(long), _) => latency::long_prompt(args, &served, workload, long),
         (Measure::Latency, _, Some(n)) => latency::shared_prefix(args, &served, workload, n),
-        (Measure::Latency, ..) => latency::run(args, &served, workload),
+        (Measure::Latency | Measure::Roofline, ..) => latency::run(args, &served, workload),
     };
     drop(served);
     engine.shut_down();
@@ -132,8 +139,8 @@ fn check(args: &BenchArgs) -> Result<(), Failure> {
                        --requests and --diffusion do not go with it";
         return Err(Failure::usage(message));
     }
-    if !is_denoising && args.passes.is_some() {
-        return Err(Failure::usage("--passes is for bench denoising"));
+    if !is_denoising && args.measure != Measure::Roofline && args.passes.is_some() {
+        return Err(Failure::usage("--passes is for bench denoising and bench roofline"));
     }
     if args.measure != Measure::Latency
         && (args.long_prompt.is_some() || args.shared_prefix.is_some())

@@ -1,0 +1,149 @@
+//! What this machine can do at most: how fast it reads memory and multiplies.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+use super::isa::{Isa, Kernel, active_path, dispatch};
+use super::packed::WeightFormat;
+
+/// Numbers to read (512 MiB): far more than any cache keeps.
+const READ_NUMBERS: usize = 128 << 20;
+/// Times a rate is measured; the best counts, for nothing but a disturbance makes one slower.
+const ROUNDS: usize = 5;
+
+/// Reads memory with all threads, again and again.
+#[derive(Debug)]
+pub struct ReadTest {
+    numbers: Vec<f32>,
+}
+
+impl ReadTest {
+    /// Takes 512 MiB.
+    #[must_use]
+    #[expect(clippy::new_without_default, reason = "it is no cheap default")]
+    pub fn new() -> Self {
+        let mut numbers = vec![0f32; READ_NUMBERS];
+        // Written, because untouched pages are one and the same page of zeros.
+        numbers.par_chunks_mut(1 << 20).for_each(|chunk| chunk.fill(1.0));
+        Self { numbers }
+    }
+
+    /// Bytes a second.
+    #[must_use]
+    pub fn rate(&self) -> f64 {
+        let each = self.numbers.len().div_ceil(rayon::current_num_threads());
+        best(|| {
+            let sum: f32 =
+                self.numbers.par_chunks(each).map(|n| dispatch(active_path(), Add(n))).sum();
+            assert!(sum > 0.0, "sums of ones");
+            size_of_val(&self.numbers[..]) as f64
+        })
+    }
+}
+
+/// What a second of the fastest round did.
+fn best(mut round: impl FnMut() -> f64) -> f64 {
+    let rate = |_| {
+        let begun = Instant::now();
+        let done = round();
+        done / begun.elapsed().as_secs_f64()
+    };
+    (0..ROUNDS).map(rate).fold(0.0, f64::max)
+}
+
+struct Add<'a>(&'a [f32]);
+
+impl Kernel for Add<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> f32 {
+        let mut sums = [isa.zero(); 4];
+        for chunk in self.0.chunks_exact(4 * I::LANES) {
+            // As the kernels do at one row: the hardware alone does not look far enough ahead.
+            isa.prefetch(chunk, 2048);
+            isa.prefetch(chunk, 2048 + 2 * I::LANES);
+            for (n, sum) in sums.iter_mut().enumerate() {
+                *sum = isa.add(*sum, isa.load(&chunk[n * I::LANES..]));
+            }
+        }
+        sums.map(|sum| isa.sum(sum)).iter().sum()
+    }
+}
+
+/// Operations a second of all threads with the instructions that multiply weights of a format, from
+/// registers: a multiplication and an addition each.
+#[must_use]
+pub fn multiply_rate(format: WeightFormat) -> f64 {
+    best(|| {
+        rayon::broadcast(|_| dispatch(active_path(), Multiply { format, seed: black_box(1) }))
+            .iter()
+            .sum()
+    })
+}
+
+/// Sums that are kept going, to hide what one takes.
+const SUMS: usize = 12;
+const TIMES: usize = 2_000_000;
+
+struct Multiply {
+    format: WeightFormat,
+    seed: u32,
+}
+
+impl Kernel for Multiply {
+    /// Operations.
+    type Output = f64;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> f64 {
+        let (w, v) = (isa.splat_word(self.seed as i32), isa.splat(1.0 + self.seed as f32));
+        let (mut sums, mut words) = ([isa.zero(); SUMS], [w; SUMS]);
+        let in_a_lane = match self.format {
+            WeightFormat::F32 | WeightFormat::F16 => {
+                for _ in 0..TIMES {
+                    for sum in &mut sums {
+                        *sum = isa.madd(v, v, *sum);
+                    }
+                }
+                1
+            }
+            WeightFormat::Bf16 => {
+                for _ in 0..TIMES {
+                    for sum in &mut sums {
+                        *sum = isa.dot_bf16(*sum, w, self.seed);
+                    }
+                }
+                2
+            }
+            WeightFormat::Int8 | WeightFormat::Int4 => {
+                for _ in 0..TIMES {
+                    for sum in &mut words {
+                        *sum = isa.dot_bytes(*sum, w, self.seed);
+                    }
+                }
+                4
+            }
+        };
+        for n in 0..SUMS {
+            black_box((isa.sum(sums[n]), isa.sum(isa.to_f32(words[n]))));
+        }
+        (2 * in_a_lane * TIMES * SUMS * I::LANES) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_those_of_a_machine() {
+        // From an old laptop to a server of the next years, per thread and for all.
+        assert!((1e8..1e13).contains(&ReadTest { numbers: vec![1.0; 1 << 20] }.rate()));
+        for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
+            assert!((1e7..1e15).contains(&multiply_rate(format)), "{format:?}");
+        }
+    }
+}
