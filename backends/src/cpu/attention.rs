@@ -227,7 +227,7 @@ impl<T: Stored> Task<'_, T> {
         let offset = head * dim;
         let scale = 1.0 / (dim as f32).sqrt();
         if let Some(prepared) = &mut prepared {
-            prepared.fill(part, offset);
+            prepared.fill(isa, part, offset);
         }
         for row in 0..self.rows.len() {
             let (n, hidden) = (self.seen(part, row), self.hidden(part, row));
@@ -291,17 +291,54 @@ impl Prepared {
 
     /// Turns keys round and widens values.
     #[inline(always)]
-    fn fill<T: Stored>(&mut self, part: &Part<'_, T>, offset: usize) {
+    fn fill<T: Stored, I: Isa>(&mut self, isa: I, part: &Part<'_, T>, offset: usize) {
         let dim = self.keys.len() / MAX_RUN;
+        let whole = dim / I::LANES * I::LANES;
+        for first in (0..MAX_RUN).step_by(I::LANES) {
+            for d in (0..whole).step_by(I::LANES) {
+                self.turn_block(isa, part, (first, d), offset);
+            }
+        }
         for key in 0..part.n {
             let at = key * part.stride + offset;
-            for (d, x) in part.keys[at..][..dim].iter().enumerate() {
-                self.keys[d * MAX_RUN + key] = x.widen();
+            for d in whole..dim {
+                self.keys[d * MAX_RUN + key] = part.keys[at + d].widen();
             }
             let to = &mut self.values[key * dim..(key + 1) * dim];
             for (to, x) in to.iter_mut().zip(&part.values[at..][..dim]) {
                 *to = x.widen();
             }
+        }
+    }
+
+    /// As many keys as a vector has lanes, from the `first` on, and as many dimensions, from `d` on.
+    /// Interleaving the first half of the rows with the second, again and again, turns a square.
+    #[inline(always)]
+    fn turn_block<T: Stored, I: Isa>(
+        &mut self,
+        isa: I,
+        part: &Part<'_, T>,
+        (first, d): (usize, usize),
+        offset: usize,
+    ) {
+        let mut rows = [isa.zero(); MAX_RUN];
+        for key in 0..I::LANES {
+            if first + key < part.n {
+                rows[key] = T::load(isa, &part.keys[(first + key) * part.stride + offset + d..]);
+            }
+        }
+        let mut rounds = I::LANES;
+        while rounds > 1 {
+            let from = rows;
+            for row in 0..I::LANES / 2 {
+                let (low, high) = isa.interleave(from[row], from[row + I::LANES / 2]);
+                (rows[2 * row], rows[2 * row + 1]) = (low, high);
+            }
+            rounds /= 2;
+        }
+        for row in 0..I::LANES {
+            let at = (d + row) * MAX_RUN + first;
+            isa.store(rows[row], &mut self.keys[at..at + I::LANES]);
         }
     }
 }

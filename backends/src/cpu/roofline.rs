@@ -63,8 +63,9 @@ impl Kernel for Add<'_> {
         let mut sums = [isa.zero(); 4];
         for chunk in self.0.chunks_exact(4 * I::LANES) {
             // As the kernels do at one row: the hardware alone does not look far enough ahead.
-            isa.prefetch(chunk, 2048);
-            isa.prefetch(chunk, 2048 + 2 * I::LANES);
+            for n in 0..4 {
+                isa.prefetch_once(chunk, 2048 + n * I::LANES);
+            }
             for (n, sum) in sums.iter_mut().enumerate() {
                 *sum = isa.add(*sum, isa.load(&chunk[n * I::LANES..]));
             }

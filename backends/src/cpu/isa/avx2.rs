@@ -84,6 +84,15 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn interleave(self, a: __m256, b: __m256) -> (__m256, __m256) {
+        // SAFETY: see above.
+        unsafe {
+            let (even, odd) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            (_mm256_permute2f128_ps::<0x20>(even, odd), _mm256_permute2f128_ps::<0x31>(even, odd))
+        }
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
         // SAFETY: see above.
         unsafe { _mm256_set1_ps(x) }
@@ -91,7 +100,12 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn prefetch<T>(self, from: &[T], ahead: usize) {
-        prefetch(from, ahead);
+        prefetch::<_MM_HINT_T1, T>(from, ahead);
+    }
+
+    #[inline(always)]
+    fn prefetch_once<T>(self, from: &[T], ahead: usize) {
+        prefetch::<_MM_HINT_NTA, T>(from, ahead);
     }
 
     #[inline(always)]

@@ -82,6 +82,16 @@ impl<const DOT: bool> Isa for Avx512<DOT> {
     }
 
     #[inline(always)]
+    fn interleave(self, a: __m512, b: __m512) -> (__m512, __m512) {
+        // SAFETY: see above. An index from 16 on means a lane of the second vector.
+        unsafe {
+            let low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+            let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+            (_mm512_permutex2var_ps(a, low, b), _mm512_permutex2var_ps(a, high, b))
+        }
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         // SAFETY: see above.
         unsafe { _mm512_set1_ps(x) }
@@ -89,7 +99,12 @@ impl<const DOT: bool> Isa for Avx512<DOT> {
 
     #[inline(always)]
     fn prefetch<T>(self, from: &[T], ahead: usize) {
-        prefetch(from, ahead);
+        prefetch::<_MM_HINT_T1, T>(from, ahead);
+    }
+
+    #[inline(always)]
+    fn prefetch_once<T>(self, from: &[T], ahead: usize) {
+        prefetch::<_MM_HINT_NTA, T>(from, ahead);
     }
 
     #[inline(always)]

@@ -61,6 +61,8 @@ pub(crate) trait Isa: Copy + Send + Sync {
     fn sum(self, v: Self::V) -> f32;
     /// The largest lane; where one is NaN, any.
     fn largest(self, v: Self::V) -> f32;
+    /// Lanes of both in turn, `a` first: from their lower halves, and from their upper ones.
+    fn interleave(self, a: Self::V, b: Self::V) -> (Self::V, Self::V);
     /// One number in all lanes.
     fn splat(self, x: f32) -> Self::V;
     /// Writes as many lanes as the slice takes, at most `LANES`.
@@ -89,6 +91,12 @@ pub(crate) trait Isa: Copy + Send + Sync {
     /// may lie outside of any allocation.
     #[inline(always)]
     fn prefetch<T>(self, from: &[T], ahead: usize) {
+        let _ = (from, ahead);
+    }
+
+    /// The same for what is used once and need not be kept.
+    #[inline(always)]
+    fn prefetch_once<T>(self, from: &[T], ahead: usize) {
         let _ = (from, ahead);
     }
 }

@@ -85,6 +85,17 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     }
 
     #[inline(always)]
+    fn interleave(self, a: float32x4x2_t, b: float32x4x2_t) -> (float32x4x2_t, float32x4x2_t) {
+        // SAFETY: see above.
+        unsafe {
+            (
+                float32x4x2_t(vzip1q_f32(a.0, b.0), vzip2q_f32(a.0, b.0)),
+                float32x4x2_t(vzip1q_f32(a.1, b.1), vzip2q_f32(a.1, b.1)),
+            )
+        }
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> float32x4x2_t {
         // SAFETY: see above.
         let four = unsafe { vdupq_n_f32(x) };

@@ -69,6 +69,14 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
+    fn interleave(self, a: Self::V, b: Self::V) -> (Self::V, Self::V) {
+        (
+            [a[0], b[0], a[1], b[1], a[2], b[2], a[3], b[3]],
+            [a[4], b[4], a[5], b[5], a[6], b[6], a[7], b[7]],
+        )
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
         [x; 8]
     }

@@ -97,6 +97,11 @@ fn check_numbers<I: Isa>(isa: I, &Check { path, seed }: &Check) {
         half /= 2;
     }
     assert!(equal(&[isa.sum(va)], &halves[..1]), "{path} sum");
+    let (low, high) = isa.interleave(va, vb);
+    for (from, got) in [(0, low), (I::LANES / 2, high)] {
+        let want = of_lanes::<I>(|i| if i % 2 == 0 { a[from + i / 2] } else { b[from + i / 2] });
+        assert!(equal(&lanes(isa, got), &want), "{path} interleave");
+    }
     let lanes = &a[..I::LANES];
     if lanes.iter().all(|x| !x.is_nan()) {
         let most = lanes.iter().copied().fold(f32::NEG_INFINITY, f32::max);

@@ -2,12 +2,12 @@
 
 use std::arch::x86_64::*;
 
-/// A prefetch into the second-level cache, which every x86-64 has.
+/// A prefetch, which every x86-64 has.
 #[inline(always)]
-pub(super) fn prefetch<T>(from: &[T], ahead: usize) {
+pub(super) fn prefetch<const HINT: i32, T>(from: &[T], ahead: usize) {
     // SAFETY: a prefetch reads nothing and never faults; the address is only computed, not
     // dereferenced.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(from.as_ptr().wrapping_add(ahead).cast()) }
+    unsafe { _mm_prefetch::<HINT>(from.as_ptr().wrapping_add(ahead).cast()) }
 }
 
 /// Signed bytes 0 and 2 of a word, and 1 and 3, as pairs of 16 bits.

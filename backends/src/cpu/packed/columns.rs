@@ -181,9 +181,13 @@ fn tile<I: Isa, S: Step, const R: usize>(
         *x = &tiles.x[(row + r) * steps..][..steps];
     }
     let mut sums = [[isa.zero(); 2]; R];
+    let is_only_tile = R * steps == tiles.x.len();
     for step in 0..steps {
         let at = &weights[step * PANEL + lane..];
-        if row == 0 {
+        if is_only_tile {
+            isa.prefetch_once(at, AHEAD);
+            isa.prefetch_once(at, AHEAD + I::LANES);
+        } else if row == 0 {
             isa.prefetch(at, AHEAD);
             isa.prefetch(at, AHEAD + I::LANES);
         }
