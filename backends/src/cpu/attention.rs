@@ -322,10 +322,9 @@ impl Prepared {
         offset: usize,
     ) {
         let mut rows = [isa.zero(); MAX_RUN];
-        for key in 0..I::LANES {
-            if first + key < part.n {
-                rows[key] = T::load(isa, &part.keys[(first + key) * part.stride + offset + d..]);
-            }
+        let keys = I::LANES.min(part.n.saturating_sub(first));
+        for (key, row) in rows[..keys].iter_mut().enumerate() {
+            *row = T::load(isa, &part.keys[(first + key) * part.stride + offset + d..]);
         }
         let mut rounds = I::LANES;
         while rounds > 1 {
@@ -336,9 +335,9 @@ impl Prepared {
             }
             rounds /= 2;
         }
-        for row in 0..I::LANES {
+        for (row, keys) in rows[..I::LANES].iter().enumerate() {
             let at = (d + row) * MAX_RUN + first;
-            isa.store(rows[row], &mut self.keys[at..at + I::LANES]);
+            isa.store(*keys, &mut self.keys[at..at + I::LANES]);
         }
     }
 }

@@ -12,6 +12,7 @@ use super::buffers::Buffer;
 use super::elementwise::{self, Normal, Turns};
 use super::packed::Finish;
 use super::{PackedLinear, Stored, active_path};
+use crate::ops::Epilogue;
 use crate::rows::WriteRun;
 
 /// Whether a tensor lives on the flex device, where the kernels run.
@@ -52,25 +53,17 @@ fn slice<T: Stored>(tensor: &FlexTensor) -> &[T] {
     }
 }
 
-/// What is done to a projection's result.
-pub(crate) enum TensorFinish {
-    Plain,
-    Gelu,
-    Silu,
-    Times(Tensor<2>),
-}
-
 /// `x [rows, in]` to `[rows, out]`.
-pub(crate) fn packed_linear(x: Tensor<2>, layer: &PackedLinear, finish: TensorFinish) -> Tensor<2> {
+pub(crate) fn packed_linear(x: Tensor<2>, layer: &PackedLinear, epilogue: Epilogue) -> Tensor<2> {
     let shape = [x.dims()[0], layer.outs()];
     let x = contiguous(x);
     let factors;
-    let finish = match finish {
-        TensorFinish::Plain => Finish::Plain,
-        TensorFinish::Gelu => Finish::Gelu,
-        TensorFinish::Silu => Finish::Silu,
-        TensorFinish::Times(other) => {
-            factors = contiguous(other);
+    let finish = match epilogue {
+        Epilogue::None => Finish::Plain,
+        Epilogue::Gelu => Finish::Gelu,
+        Epilogue::Silu => Finish::Silu,
+        Epilogue::Times(other) => {
+            factors = contiguous((*other).cast(DType::F32));
             Finish::Times(slice(&factors))
         }
     };

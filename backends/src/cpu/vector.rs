@@ -92,7 +92,7 @@ const MOST_LANES: usize = 16;
 /// GELU in its tanh form, `0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))`, as `x · sigmoid(2u)`.
 #[inline(always)]
 pub(super) fn gelu<I: Isa>(isa: I, v: I::V) -> I::V {
-    const TWO_ROOT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWO_ROOT_2_OVER_PI: f32 = 1.595_769;
     by_lane(isa, v, |x| {
         let u = TWO_ROOT_2_OVER_PI * x * madd::<I>(0.044_715 * x, x, 1.0);
         x / (1.0 + exp::<I>(-u))

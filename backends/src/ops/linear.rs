@@ -1,7 +1,7 @@
 use burn::tensor::{DType, Tensor, activation};
 
 use super::gelu_new;
-use crate::cpu::{self, PackedLinear, TensorFinish};
+use crate::cpu::{self, PackedLinear};
 use crate::{PackedMatrix, Quantize, WeightFormat};
 
 /// A projection.
@@ -50,7 +50,7 @@ pub enum Epilogue {
     /// `x · sigmoid(x)`.
     Silu,
     /// Multiplied with `[rows, out]`: the other half of a gated MLP.
-    Times(Tensor<2>),
+    Times(Box<Tensor<2>>),
 }
 
 /// `epilogue(x Wᵀ + b)`.
@@ -65,13 +65,7 @@ pub fn linear(x: Tensor<2>, layer: &Linear, epilogue: Epilogue) -> Tensor<2> {
     match &layer.weight {
         Weight::Packed(packed) => {
             let dtype = x.dtype();
-            let finish = match epilogue {
-                Epilogue::None => TensorFinish::Plain,
-                Epilogue::Gelu => TensorFinish::Gelu,
-                Epilogue::Silu => TensorFinish::Silu,
-                Epilogue::Times(other) => TensorFinish::Times(other.cast(DType::F32)),
-            };
-            cpu::packed_linear(x.cast(DType::F32), packed, finish).cast(dtype)
+            cpu::packed_linear(x.cast(DType::F32), packed, epilogue).cast(dtype)
         }
         Weight::Plain(weight) => portable_linear(x, weight, layer.bias.as_ref(), epilogue),
     }
@@ -95,7 +89,7 @@ pub fn portable_linear(
         Epilogue::None => y,
         Epilogue::Gelu => gelu_new(y),
         Epilogue::Silu => activation::silu(y),
-        Epilogue::Times(other) => y * other,
+        Epilogue::Times(other) => y * *other,
     }
 }
 
@@ -118,8 +112,9 @@ mod tests {
         for (rows, k, out) in [(1, 24, 33), (5, 40, 70), (60, 33, 130)] {
             let (x, w, b) = (tensor([rows, k], 1), tensor([out, k], 2), tensor([out], 3));
             let layer = Linear::new(w.clone(), Some(b.clone()), Quantize::None);
-            let other = tensor([rows, out], 4);
-            for epilogue in [Epilogue::None, Epilogue::Gelu, Epilogue::Silu, Epilogue::Times(other)]
+            let other = Box::new(tensor([rows, out], 4));
+            for epilogue in
+                [Epilogue::None, Epilogue::Gelu, Epilogue::Silu, Epilogue::Times(other.clone())]
             {
                 let got = linear(x.clone(), &layer, epilogue.clone());
                 let want = portable_linear(x.clone(), &w, Some(&b), epilogue.clone());

@@ -34,7 +34,7 @@ impl GatedMlp {
     /// - `x`: `[rows, hidden]`; returns the same
     pub(crate) fn forward(&self, x: Tensor<2>, pass: &mut Pass<'_, '_>) -> Tensor<2> {
         let gate = linear(x.clone(), &self.gate, Epilogue::Silu); // [rows, intermediate]
-        let gated = linear(x, &self.up, Epilogue::Times(gate));
+        let gated = linear(x, &self.up, Epilogue::Times(Box::new(gate)));
         let out = linear(gated, &self.down, Epilogue::None);
         pass.tap("mlp_out", &out);
         out

@@ -105,8 +105,8 @@ fn epilogues() {
                 ("silu", Epilogue::Silu, Epilogue::Silu),
                 (
                     "times",
-                    Epilogue::Times(factor.tested.clone()),
-                    Epilogue::Times(factor.reference.clone()),
+                    Epilogue::Times(Box::new(factor.tested.clone())),
+                    Epilogue::Times(Box::new(factor.reference.clone())),
                 ),
             ] {
                 let got = ops::linear(x.tested.clone(), &tested, on_tested);

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::super::buffers::Buffer;
 use super::super::isa::{CpuPath, Isa, Kernel, dispatch};
 use super::pack::{GROUP, SCALE_WORDS};
-use super::{BLOCK, PANEL, PackedMatrix, Target, Tiles, WeightFormat};
+use super::{AHEAD, BLOCK, PANEL, PackedMatrix, Target, Tiles, WeightFormat};
 
 /// Rows that share what is loaded of a panel, where there are registers for it.
 const TILE_ROWS: usize = 6;
@@ -199,6 +199,8 @@ fn tile<I: Isa, L: Layout, const R: usize>(
         of_row[r] = &tiles.blocks[(row + r) * tiles.len..][..tiles.len];
     }
     let words = ROW_WORDS / L::GROUPS * PANEL;
+    // One row waits for the memory; more have enough to do meanwhile.
+    let is_only_row = R == 1 && tiles.len == tiles.blocks.len();
     let mut sums = [[isa.zero(); 2]; R];
     for block in 0..tiles.len {
         let weights = &weights[block * (words + SCALE_WORDS)..][..words + SCALE_WORDS];
@@ -209,6 +211,10 @@ fn tile<I: Isa, L: Layout, const R: usize>(
         }
         for word in 0..ROW_WORDS / L::GROUPS {
             let at = &weights[word * PANEL + lane..];
+            if is_only_row {
+                isa.prefetch_once(at, AHEAD);
+                isa.prefetch_once(at, AHEAD + I::LANES);
+            }
             let w = [
                 L::groups(isa, isa.load_words(at)),
                 L::groups(isa, isa.load_words(&at[I::LANES..])),
