@@ -122,3 +122,37 @@ fn mistakes_are_named() {
         assert_mistake(2, args, wanted);
     }
 }
+
+#[test]
+fn the_roofline_says_what_passes_reach_of_the_machine() {
+    let rows = rows(&[
+        "bench",
+        "roofline",
+        "--model",
+        "builtin:tiny-llada",
+        "--device",
+        "cpu",
+        "--input-len",
+        "64",
+        "--passes",
+        "2",
+        "--json",
+    ]);
+    // 64 positions and 512 rows are more than the model has.
+    let counts: Vec<f64> = rows.iter().map(|row| number(row, "rows")).collect();
+    assert_eq!(counts, [1.0, 8.0, 32.0]);
+    for row in &rows {
+        let parts = ["embed", "norm", "qkv", "attention", "mlp", "sum", "head", "scoring"];
+        let sum: f64 = parts.iter().map(|part| number(row, &format!("{part}_ms"))).sum();
+        let pass = number(row, "pass_ms");
+        // Medians of two passes are those of one pass, whichever it is of a part.
+        assert!(sum <= pass * 1.001 && sum > 0.0, "{sum} {row}");
+        for share in ["read_%", "multiply_%", "of_GB_s", "of_GFLOP_s"] {
+            assert!(number(row, share) > 0.0, "{share}: {row}");
+        }
+    }
+    let more = number(&rows[2], "GFLOP_s") * number(&rows[2], "pass_ms");
+    let one = number(&rows[0], "GFLOP_s") * number(&rows[0], "pass_ms");
+    assert!((more / one - 32.0).abs() < 1e-6, "32 rows multiply 32 times as often");
+    assert_mistake(2, &["bench", "roofline", "--input-len", "4096"], "leaves no room");
+}

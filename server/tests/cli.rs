@@ -312,3 +312,32 @@ fn sigterm_drains_and_exits_0() {
     assert_eq!(served.child.wait().unwrap().code(), Some(0));
     assert!(TcpStream::connect(&served.address).is_err());
 }
+
+#[test]
+fn a_packed_checkpoint_answers_as_what_it_was_made_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let packed = folder.path().join("packed");
+    let to = packed.to_str().unwrap();
+    let output = run(&["quantize", to, "--model", "builtin:tiny-phi", "--quantize", "int8"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let answer = |model: &str, more: &[&str]| {
+        let args = ["generate", "--model", model, "--device", "cpu", "--max-tokens", "24"];
+        let prompt = ["--prompt", "What is 2 + 3?", "--temperature", "0", "--json"];
+        let output = run(&[&args, &prompt[..], more].concat());
+        assert!(output.status.success(), "{}", stderr(&output));
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        answer["token_ids"].clone()
+    };
+    let mapped = answer(to, &[]);
+    assert_eq!(mapped.as_array().map(Vec::is_empty), Some(false));
+    assert_eq!(mapped, answer("builtin:tiny-phi", &["--quantize", "int8"]));
+    let again = run(&["quantize", to, "--model", "builtin:tiny-phi"]);
+    assert!(stderr(&again).contains("holds a checkpoint already"), "{}", stderr(&again));
+
+    // Words that are missing, and a format that is not that of the words.
+    let config = packed.join("config.json");
+    edit(config.clone(), "\"int8\"", "\"int4\"");
+    assert_refused(&packed, &["model.layers.0.", "is [", "expected ["]);
+    edit(config, "\"int4\"", "\"int9\"");
+    assert_refused(&packed, &["quantization_config", "int9", "dfastllm quantize"]);
+}
