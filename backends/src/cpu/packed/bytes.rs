@@ -166,20 +166,30 @@ fn panel_of<I: Isa, L: Layout>(
     let mut lane = 0;
     while lane < PANEL {
         let mut row = 0;
-        while I::LANES >= 16 && row + TILE_ROWS <= rows {
-            tile::<I, L, TILE_ROWS>(isa, tiles, weights, (row, first, lane), target);
-            row += TILE_ROWS;
-        }
-        while row + 3 <= rows {
-            tile::<I, L, 3>(isa, tiles, weights, (row, first, lane), target);
-            row += 3;
-        }
-        match rows - row {
-            2 => tile::<I, L, 2>(isa, tiles, weights, (row, first, lane), target),
-            1 => tile::<I, L, 1>(isa, tiles, weights, (row, first, lane), target),
-            _ => {}
+        while row < rows {
+            let at = (row, first, lane);
+            let together = tile_rows::<I>(rows - row);
+            match together {
+                TILE_ROWS => tile::<I, L, TILE_ROWS>(isa, tiles, weights, at, target),
+                4 => tile::<I, L, 4>(isa, tiles, weights, at, target),
+                3 => tile::<I, L, 3>(isa, tiles, weights, at, target),
+                2 => tile::<I, L, 2>(isa, tiles, weights, at, target),
+                _ => tile::<I, L, 1>(isa, tiles, weights, at, target),
+            }
+            row += together;
         }
         lane += 2 * I::LANES;
+    }
+}
+
+/// How many of these rows the next tile takes: rather twice four than six and two, of which the latter
+/// would unpack as much for fewer.
+#[inline(always)]
+fn tile_rows<I: Isa>(rows: usize) -> usize {
+    match rows {
+        4 | 7 | 8 if I::LANES >= 16 => 4,
+        TILE_ROWS.. if I::LANES >= 16 => TILE_ROWS,
+        _ => rows.min(3),
     }
 }
 
