@@ -85,7 +85,8 @@ fn agreement(a: &Quality, b: &Quality) -> f64 {
 }
 
 /// How many shares of the loss may be lost, and how many of the greedy tokens have to stay.
-const BOUNDS: [(DTypeChoice, Quantize, f64, f64); 3] = [
+const BOUNDS: [(DTypeChoice, Quantize, f64, f64); 4] = [
+    (DTypeChoice::F16, Quantize::None, 0.003, 0.85),
     (DTypeChoice::Bf16, Quantize::None, 0.003, 0.85),
     (DTypeChoice::F32, Quantize::Int8, 0.003, 0.85),
     (DTypeChoice::F32, Quantize::Int4, 0.02, 0.6),

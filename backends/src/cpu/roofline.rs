@@ -87,7 +87,7 @@ pub fn multiply_rate(format: WeightFormat) -> f64 {
 
 /// Sums that are kept going, to hide what one takes.
 const SUMS: usize = 12;
-const TIMES: usize = 2_000_000;
+const TIMES: usize = 400_000;
 
 struct Multiply {
     format: WeightFormat,
