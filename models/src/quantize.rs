@@ -72,14 +72,10 @@ fn io_error(path: &Path, source: io::Error) -> LoadError {
 struct Entry {
     name: String,
     stored: StoredTensor,
-    /// What a projection is packed as, what anything else is converted to.
-    form: Form,
-}
-
-#[derive(Clone, Copy)]
-enum Form {
-    Packed(WeightFormat, [usize; 2]),
-    Plain(DType),
+    /// What it is converted to.
+    dtype: DType,
+    /// What a projection of `[out, in]` is packed as after that.
+    packed: Option<(WeightFormat, [usize; 2])>,
 }
 
 /// The tensors the config asks for, projections first.
@@ -101,51 +97,48 @@ fn entries(
         if stored.shape != shape {
             problems.push(format!("{name} is {:?}, expected {shape:?}", stored.shape));
         }
-        let form = match shape[..] {
-            [outs, k] if is_projection => Form::Packed(format, [outs, k]),
-            _ => Form::Plain(dtype),
+        let packed = match shape[..] {
+            [outs, k] if is_projection => Some((format, [outs, k])),
+            _ => None,
         };
-        entries.push(Entry { name, stored, form });
+        entries.push(Entry { name, stored, dtype, packed });
     }
     problems.extend(stored.into_keys().map(|name| format!("unused: {name}")));
     if !problems.is_empty() {
         problems.truncate(4);
         return Err(LoadError::Tensors { problems: problems.join("; ") });
     }
-    entries.sort_by_key(|entry| matches!(entry.form, Form::Plain(_)));
+    entries.sort_by_key(|entry| entry.packed.is_none());
     Ok(entries)
 }
 
 impl Entry {
     fn info(&self, from: usize) -> TensorInfo {
-        let (dtype, shape) = match self.form {
-            Form::Packed(format, shape) => {
+        let (dtype, shape) = match (self.packed, self.dtype) {
+            (Some((format, shape)), _) => {
                 (Dtype::U32, PackedMatrix::words_of(format, shape).to_vec())
             }
-            Form::Plain(DType::BF16) => (Dtype::BF16, self.stored.shape.clone()),
-            Form::Plain(DType::F16) => (Dtype::F16, self.stored.shape.clone()),
-            Form::Plain(_) => (Dtype::F32, self.stored.shape.clone()),
+            (None, DType::BF16) => (Dtype::BF16, self.stored.shape.clone()),
+            (None, DType::F16) => (Dtype::F16, self.stored.shape.clone()),
+            (None, _) => (Dtype::F32, self.stored.shape.clone()),
         };
         let bytes = shape.iter().product::<usize>() * dtype.bitsize() / 8;
         TensorInfo { dtype, shape, data_offsets: (from, from + bytes) }
     }
 
-    /// Its bytes, packed or converted.
-    fn content(&self) -> Result<Vec<u8>, LoadError> {
+    /// Writes its bytes, converted and, if it is a projection, packed.
+    fn write(&self, write: impl FnOnce(&[u8]) -> Result<(), LoadError>) -> Result<(), LoadError> {
         let count = self.stored.shape.iter().product();
         let data = tensor_data(self.stored.bytes()?, [count], self.stored.dtype);
-        Ok(match self.form {
-            Form::Packed(format, shape) => {
-                let data = match format.made_of().0 {
-                    Some(dtype) => data.convert_dtype(dtype),
-                    None => data,
-                };
-                let options = (&Device::flex(), data.dtype());
+        let data = data.convert_dtype(self.dtype);
+        match self.packed {
+            Some((format, shape)) => {
+                let options = (&Device::flex(), self.dtype);
                 let weight = Tensor::<1>::from_data(data, options).reshape(shape);
-                PackedMatrix::pack(weight, format).as_bytes().to_vec()
+                write(PackedMatrix::pack(weight, format).as_bytes())
             }
-            Form::Plain(dtype) => data.convert_dtype(dtype).as_bytes().to_vec(),
-        })
+            None => write(data.as_bytes()),
+        }
     }
 }
 
@@ -156,13 +149,15 @@ fn write_weights(
     progress: &dyn Fn(u64, u64),
 ) -> Result<(), LoadError> {
     let mut total = 0;
-    let infos = entries.iter().map(|entry| {
+    let mut infos = Vec::new();
+    for entry in entries {
         let info = entry.info(total);
         total = info.data_offsets.1;
-        (entry.name.clone(), info)
-    });
+        infos.push((entry.name.clone(), info));
+    }
+    let ends: Vec<usize> = infos.iter().map(|(_, info)| info.data_offsets.1).collect();
     let other = |e: String| io_error(path, io::Error::other(e));
-    let metadata = Metadata::new(None, infos.collect()).map_err(|e| other(e.to_string()))?;
+    let metadata = Metadata::new(None, infos).map_err(|e| other(e.to_string()))?;
     let mut header = serde_json::to_vec(&metadata).map_err(|e| other(e.to_string()))?;
     let whole = (size_of::<u64>() + header.len()).next_multiple_of(ALIGNMENT);
     header.resize(whole - size_of::<u64>(), b' ');
@@ -171,12 +166,9 @@ fn write_weights(
     let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(|e| io_error(path, e));
     write(&(header.len() as u64).to_le_bytes())?;
     write(&header)?;
-    let mut written = 0;
-    for entry in entries {
-        let content = entry.content()?;
-        write(&content)?;
-        written += content.len() as u64;
-        progress(written, total as u64);
+    for (entry, end) in entries.iter().zip(ends) {
+        entry.write(&mut write)?;
+        progress(end as u64, total as u64);
     }
     file.into_inner()
         .map_err(io::IntoInnerError::into_error)
@@ -202,12 +194,9 @@ impl ModelFiles {
             let is_text = [".json", ".jinja", ".txt", ".model"].iter().any(|e| name.ends_with(e));
             is_text && name != CONFIG && !name.ends_with(".index.json")
         });
-        wanted
-            .map(|name| {
-                let content = self.read(&name)?.unwrap_or_default();
-                Ok((name, content))
-            })
-            .collect()
+        // What has no name of text is none of ours, and so is not found.
+        let contents = wanted.map(|name| Ok(self.read(&name)?.map(|content| (name, content))));
+        contents.filter_map(Result::transpose).collect()
     }
 }
 
@@ -216,7 +205,7 @@ mod tests {
     use dfastllm_backends::{CpuProvider, DTypeChoice, DeviceProvider, Quantize};
 
     use super::*;
-    use crate::{builtin_files, load, unobserved};
+    use crate::{builtin_files, load, synth_tensors, unobserved, write_synth};
 
     /// Logits of a short prompt.
     fn logits(files: &ModelFiles, choice: WeightChoice) -> Vec<f32> {
@@ -254,6 +243,20 @@ mod tests {
             let again = write_packed(&packed, plain, folder.path(), &|_, _| {}).unwrap_err();
             assert!(again.to_string().contains("packed as"), "{again}");
         }
+    }
+
+    #[test]
+    fn weights_are_rounded_to_the_dtype_before_they_are_quantised_as_at_load() {
+        let config: Value =
+            builtin_files("tiny-phi").unwrap().required_json("config.json").unwrap();
+        let (wide, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let tensors = synth_tensors(&config, DType::F32, 7).unwrap();
+        write_synth(wide.path(), &config, tensors, &|_| {}).unwrap();
+        let files = ModelFiles::Folder(wide.path().to_owned());
+        let choice = choice(DTypeChoice::Bf16, Quantize::Int8);
+        write_packed(&files, choice, folder.path(), &|_, _| {}).unwrap();
+        let packed = ModelFiles::Folder(folder.path().to_owned());
+        assert_eq!(logits(&packed, WeightChoice::default()), logits(&files, choice));
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! Float weights, by steps along `k`: a vector of neighbouring outputs times one row's activations
 //! in all lanes.
 
-use half::f16;
 use rayon::prelude::*;
 
 use super::super::buffers::Buffer;
@@ -47,27 +46,22 @@ impl Step for Pairs {
     }
 }
 
-macro_rules! widened_step {
-    ($weight:ty) => {
-        impl Step for $weight {
-            type Weight = $weight;
-            type X = f32;
-            type Loaded<I: Isa> = I::V;
+/// Single numbers, widened, times activations as they are.
+impl<T: Stored> Step for T {
+    type Weight = T;
+    type X = f32;
+    type Loaded<I: Isa> = I::V;
 
-            #[inline(always)]
-            fn load<I: Isa>(isa: I, from: &[$weight]) -> I::V {
-                Stored::load(isa, from)
-            }
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, from: &[T]) -> I::V {
+        Stored::load(isa, from)
+    }
 
-            #[inline(always)]
-            fn madd<I: Isa>(isa: I, sums: I::V, w: I::V, x: f32) -> I::V {
-                isa.madd(isa.splat(x), w, sums)
-            }
-        }
-    };
+    #[inline(always)]
+    fn madd<I: Isa>(isa: I, sums: I::V, w: I::V, x: f32) -> I::V {
+        isa.madd(isa.splat(x), w, sums)
+    }
 }
-widened_step!(f32);
-widened_step!(f16);
 
 /// Rounds `x [rows, k]` to pairs of bf16 along `k`, to nearest with ties to even; the last is filled
 /// up with 0.

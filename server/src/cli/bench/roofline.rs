@@ -64,8 +64,7 @@ pub(super) fn run(
         let samples = (0..args.passes.unwrap_or(PASSES))
             .map(|_| passes.sample(rows))
             .collect::<Result<Vec<_>, _>>()?;
-        let (scored, hidden) = (scored(rows).len(), passes.hidden);
-        let level = Level { rows, context, scored, hidden, samples };
+        let level = Level { rows, context, hidden: passes.hidden, samples };
         report.row(&columns(&loaded, &limits, read, &level))?;
     }
     Ok(())
@@ -85,8 +84,6 @@ type Sample = [f64; PARTS.len()];
 struct Level {
     rows: usize,
     context: usize,
-    /// Rows of which logits are computed.
-    scored: usize,
     /// Features of a row.
     hidden: usize,
     samples: Vec<Sample>,
@@ -114,7 +111,7 @@ fn columns(
     // A multiplication and an addition for every weight; the head's only for rows that are scored.
     let head = (shape.vocab * level.hidden) as f64;
     let layers = loaded.projections.parameters as f64 - head;
-    let operations = 2.0 * (rows * layers + level.scored as f64 * head);
+    let operations = 2.0 * (rows * layers + scored(level.rows).len() as f64 * head);
     let mut columns = vec![
         ("rows", json!(level.rows)),
         ("context", json!(level.context)),
