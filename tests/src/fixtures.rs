@@ -52,3 +52,18 @@ pub fn builtin_as(name: &str, weights: WeightChoice) -> LoadedModel {
     let files = builtin_files(name).unwrap();
     load(&files, &cpu(), weights).unwrap_or_else(|e| panic!("{e}"))
 }
+
+/// As the models' makers score: the whole text, or all needed words in a finished sentence.
+#[must_use]
+pub fn is_right(task: &Value, answer: &str) -> bool {
+    let answer = answer.trim();
+    match task["match"].as_str().unwrap() {
+        "exact" => answer == task["expected"].as_str().unwrap().trim(),
+        "contains" => {
+            let needs = task["needs"].as_array().unwrap();
+            needs.iter().all(|n| answer.contains(n.as_str().unwrap()))
+                && answer.ends_with(['.', '"'])
+        }
+        other => panic!("{other}"),
+    }
+}

@@ -9,14 +9,14 @@
 use dfastllm_backends::{DTypeChoice, Quantize, WeightChoice};
 use dfastllm_engine::decoding::{Preset, preset};
 use dfastllm_engine::{Patterns, RequestParams, Task};
-use dfastllm_models::SpecialTokens;
+use dfastllm_models::{SpecialTokens, Tokenizer};
 use dfastllm_tests::engine::{CONFIG, Served, greedy, serve};
-use dfastllm_tests::fixtures::{builtin_as, tasks};
+use dfastllm_tests::fixtures::{builtin_as, is_right, tasks};
 use dfastllm_tests::scores::{likelihoods, tokens};
-use serde_json::json;
+use serde_json::{Value, json};
 
-/// Tokens of a greedy answer that are compared.
-const LENGTH: usize = 32;
+/// Tokens of a greedy answer at most, as in the tasks' table.
+const LENGTH: usize = 128;
 /// Random subsets of an answer that a diffusion model's loss is the mean over.
 const SAMPLES: usize = 16;
 
@@ -28,9 +28,11 @@ struct Quality {
     loss: f64,
     /// Greedy answers.
     answers: Vec<Vec<u32>>,
+    /// Percent of the tasks they solve.
+    accuracy: f64,
 }
 
-fn texts(model: &str, weights: WeightChoice) -> (Served, Texts) {
+fn texts(model: &str, weights: WeightChoice) -> (Served, Tokenizer, Texts) {
     let loaded = builtin_as(model, weights);
     let (chat, tokenizer) = (loaded.chat.clone().unwrap(), loaded.tokenizer.clone());
     let texts = tasks()
@@ -43,16 +45,21 @@ fn texts(model: &str, weights: WeightChoice) -> (Served, Texts) {
             (ids(&prompt), ids(&whole))
         })
         .collect();
-    (serve(loaded, CONFIG), texts)
+    (serve(loaded, CONFIG), tokenizer, texts)
 }
 
 fn measure(model: &str, weights: WeightChoice) -> Quality {
-    let (served, texts) = texts(model, weights);
+    let (served, tokenizer, texts) = texts(model, weights);
     let published = served.limits.reference;
     let config = published.map(|published| preset(Preset::Exact, published, LENGTH));
     let greedily = published.map(|published| preset(Preset::Fast, published, LENGTH));
     let answered = texts.iter().map(|(prompt, _)| greedy(prompt, LENGTH, greedily.clone()));
-    let answers = served.answers(answered).iter().map(|answer| answer.ids()).collect();
+    let answers: Vec<Vec<u32>> = served.answers(answered).iter().map(|a| a.ids()).collect();
+    let solves = |(task, ids): &(&Value, &Vec<u32>)| {
+        is_right(task, &tokenizer.decode(ids, SpecialTokens::Skip))
+    };
+    let right = tasks().iter().zip(&answers).filter(solves).count();
+    let accuracy = 100.0 * right as f64 / answers.len() as f64;
     let count: usize = texts.iter().map(|(prompt, whole)| whole.len() - prompt.len()).sum();
     let asked = |task: &dyn Fn(usize) -> Task| -> Vec<RequestParams> {
         let ask = |(prompt, whole): &(Vec<u32>, Vec<u32>)| RequestParams {
@@ -71,7 +78,7 @@ fn measure(model: &str, weights: WeightChoice) -> Quality {
             scored.iter().zip(&texts).flat_map(|(s, (prompt, _))| &s[prompt.len() - 1..]);
         of_answer.map(|token| -token.logprob).sum()
     };
-    Quality { loss: total / count as f64, answers }
+    Quality { loss: total / count as f64, answers, accuracy }
 }
 
 /// Share of tokens up to the first that differs.
@@ -86,20 +93,27 @@ fn agreement(a: &Quality, b: &Quality) -> f64 {
 
 /// How many shares of the loss may be lost, and how many of the greedy tokens have to stay.
 const BOUNDS: [(DTypeChoice, Quantize, f64, f64); 4] = [
-    (DTypeChoice::F16, Quantize::None, 0.003, 0.85),
+    (DTypeChoice::F16, Quantize::None, 0.003, 0.95),
     (DTypeChoice::Bf16, Quantize::None, 0.003, 0.85),
-    (DTypeChoice::F32, Quantize::Int8, 0.003, 0.85),
-    (DTypeChoice::F32, Quantize::Int4, 0.02, 0.6),
+    (DTypeChoice::F32, Quantize::Int8, 0.003, 0.65),
+    (DTypeChoice::F32, Quantize::Int4, 0.02, 0.4),
 ];
+/// Points of accuracy that may be lost: two tasks of 86.
+const POINTS: f64 = 2.4;
 
 fn check(model: &str) {
     let exact = measure(model, DTypeChoice::F32.into());
-    println!("{model} f32: {:.4} nats", exact.loss);
+    println!("{model} f32: {:.4} nats, {:.1} % right", exact.loss, exact.accuracy);
     for (dtype, quantize, worse, alike) in BOUNDS {
         let found = measure(model, WeightChoice { dtype, quantize });
         let (more, same) = (found.loss / exact.loss - 1.0, agreement(&exact, &found));
         let name = format!("{model} {dtype} {quantize}");
-        println!("{name}: {:.4} nats ({:+.2} %), {same:.3} alike", found.loss, 100.0 * more);
+        let (loss, right) = (found.loss, found.accuracy);
+        println!(
+            "{name}: {loss:.4} nats ({:+.2} %), {same:.3} alike, {right:.1} % right",
+            100.0 * more
+        );
+        assert!(right >= exact.accuracy - POINTS, "{name}: {right} % right");
         assert!(more < worse, "{name}: {more}");
         assert!(same > alike, "{name}: {same}");
         assert!(found.loss != exact.loss, "{name} is not f32");

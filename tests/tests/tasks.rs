@@ -10,25 +10,11 @@
     reason = "a suite that meets something unforeseen has failed"
 )]
 
-use dfastllm_tests::fixtures::tasks;
+use dfastllm_tests::fixtures::{is_right, tasks};
 use dfastllm_tests::http::{Server, serve_builtin};
 use futures_util::StreamExt;
 use futures_util::stream;
 use serde_json::{Value, json};
-
-/// As the models' makers score: the whole text, or all needed words in a finished sentence.
-fn is_right(task: &Value, answer: &str) -> bool {
-    let answer = answer.trim();
-    match task["match"].as_str().unwrap() {
-        "exact" => answer == task["expected"].as_str().unwrap().trim(),
-        "contains" => {
-            let needs = task["needs"].as_array().unwrap();
-            needs.iter().all(|n| answer.contains(n.as_str().unwrap()))
-                && answer.ends_with(['.', '"'])
-        }
-        other => panic!("{other}"),
-    }
-}
 
 struct Outcome {
     accuracy: f64,

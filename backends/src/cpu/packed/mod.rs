@@ -222,7 +222,7 @@ pub(super) fn multiply(
             spread(path, Columns::<Pairs>::new(matrix, x.words(), steps), matrix, end)
         }
         WeightFormat::Int8 | WeightFormat::Int4 => {
-            let x = Quantised::new(path, x, k);
+            let x = Quantised::new(path, x, k, matrix.format());
             spread(path, ByteTiles::new(matrix, &x), matrix, end)
         }
     }

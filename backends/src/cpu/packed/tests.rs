@@ -68,6 +68,9 @@ fn every_path_and_format_matches_f64_over_odd_shapes() {
         (3, 7, 97),
         (5, 65, 160),
         (13, 66, 130),
+        // More blocks, and more rows, than tiles go through in turn.
+        (8, 33, 290),
+        (50, 34, 520),
         (129, 31, 64),
     ] {
         let (x, w, b) = (values(rows * k, 1), values(outs * k, 2), values(outs, 3));
@@ -94,7 +97,7 @@ fn every_path_and_format_matches_f64_over_odd_shapes() {
 
 #[test]
 fn a_row_is_bitwise_the_same_alone_and_in_a_batch() {
-    let (rows, outs, k) = (67, 300, 160);
+    let (rows, outs, k) = (67, 300, 352);
     let (x, w) = (values(rows * k, 5), values(outs * k, 6));
     for format in FORMATS {
         let matrix = pack(format, &w, k);
