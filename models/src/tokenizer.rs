@@ -59,6 +59,11 @@ impl Tokenizer {
         self.size
     }
 
+    /// The library's own, for what only it knows: decoders, added tokens.
+    pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
+        &self.inner
+    }
+
     /// The id of a token spelled exactly so.
     #[must_use]
     pub fn id_of(&self, token: &str) -> Option<u32> {
