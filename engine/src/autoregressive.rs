@@ -5,9 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use dfastllm_models::Attend;
-use dfastllm_models::ops::{ConfidenceOf, Draw, RowParams, RowScore};
+use dfastllm_models::ops::{ConfidenceOf, Draw, RowParams, RowScore, TokenSet};
 
-use crate::plan::{Generation, NotFinite, Purpose, SpanPlan, StepPlan, Want, Which};
+use crate::guided::Guided;
+use crate::plan::{Fault, Generation, Purpose, SpanPlan, StepPlan, Want, Which};
 use crate::speculation::PromptLookup;
 use crate::{FinishReason, GenerationRequest, SettledToken, TraceStep, Usage};
 
@@ -22,6 +23,10 @@ pub(crate) struct Autoregressive {
     lookup: PromptLookup,
     /// What the next pass verifies beside its own token.
     draft: Option<Vec<u32>>,
+    /// What the answer has to be.
+    guided: Option<Guided>,
+    /// What the positions that the next pass predicts may hold.
+    allowed: Vec<TokenSet>,
     /// Tokens drafted, and how many of them were right.
     drafted: (usize, usize),
     settled: Vec<SettledToken>,
@@ -44,6 +49,8 @@ impl Autoregressive {
                 request.max_draft
             }),
             draft: None,
+            guided: request.structure.take().map(Guided::new),
+            allowed: Vec::new(),
             drafted: (0, 0),
             request,
             settled: Vec::new(),
@@ -67,6 +74,7 @@ impl Autoregressive {
                 let (prompt, generated) = self.tokens.split_at(self.prompt_len);
                 Arc::new(scales.over(prompt, generated))
             }),
+            allowed: self.allowed.get(position - self.tokens.len()).cloned(),
             filters: request.filters,
             draw,
             confidence_of: ConfidenceOf::Filtered,
@@ -86,13 +94,35 @@ impl Autoregressive {
         self.draft.as_deref().unwrap_or_default()
     }
 
+    /// A draft for the next pass: what has to come, or else what was said before.
+    fn make_draft(&mut self) -> Vec<u32> {
+        // The pass itself gives one token more than the draft.
+        let room = self.prompt_len + self.request.max_tokens - self.tokens.len() - 1;
+        let Some(guided) = &mut self.guided else { return self.lookup.draft(&self.tokens, room) };
+        // What is penalised behind a draft depends on the draft.
+        let mut draft = match self.request.penalties {
+            None => guided.forced(),
+            Some(_) => Vec::new(),
+        };
+        draft.truncate(room);
+        if draft.is_empty() {
+            draft = self.lookup.draft(&self.tokens, room);
+        }
+        self.allowed = guided.along(&mut draft);
+        draft
+    }
+
     fn push(&mut self, score: &RowScore) {
         let generated = self.tokens.len() - self.prompt_len + 1;
         self.tokens.push(score.id);
         let is_end = self.request.end_ids.contains(&score.id);
         let (id, logprob, top) = (score.id, score.logprob, score.top.clone());
         self.settled.push(SettledToken { id, logprob, top, is_end, gap: 0 });
-        if is_end {
+        let is_complete = match &mut self.guided {
+            Some(guided) => !guided.take(score.id) || guided.has_ended(),
+            None => false,
+        };
+        if is_end || is_complete {
             self.finish = Some(FinishReason::Stop);
         } else if generated == self.request.max_tokens {
             self.finish = Some(FinishReason::Length);
@@ -118,9 +148,7 @@ impl Generation for Autoregressive {
             return self.cached..self.reading_end();
         }
         if self.draft.is_none() {
-            // The pass itself gives one token more than the draft.
-            let room = self.prompt_len + self.request.max_tokens - self.tokens.len() - 1;
-            self.draft = Some(self.lookup.draft(&self.tokens, room));
+            self.draft = Some(self.make_draft());
         }
         self.cached..self.tokens.len() + self.draft().len()
     }
@@ -141,6 +169,9 @@ impl Generation for Autoregressive {
                 return None;
             }
             let is_whole = end == self.tokens.len();
+            if let Some(guided) = &mut self.guided {
+                self.allowed = guided.along(&mut Vec::new());
+            }
             let wants = if is_whole { vec![self.want(end)] } else { Vec::new() };
             (self.tokens[self.cached..end].to_vec(), wants)
         };
@@ -159,12 +190,12 @@ impl Generation for Autoregressive {
         self.forwards > 0 && self.cached + 1 == self.tokens.len()
     }
 
-    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]) -> Result<(), NotFinite> {
+    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]) -> Result<(), Fault> {
         let draft = self.draft.take().unwrap_or_default();
         let first = self.tokens.len();
         for (i, score) in scores.iter().enumerate() {
             if !score.finite {
-                return Err(NotFinite);
+                return Err(Fault::NotFinite);
             }
             self.push(score);
             if self.finish.is_some() || draft.get(i) != Some(&score.id) {
@@ -174,6 +205,10 @@ impl Generation for Autoregressive {
         if scores.is_empty() {
             self.cached += plan.rows();
             return Ok(());
+        }
+        if let Some(guided) = &mut self.guided {
+            guided.check()?;
+            guided.look_ahead();
         }
         // Rows after the first wrong draft left keys and values that the next passes overwrite.
         self.cached = self.tokens.len() - 1;

@@ -11,7 +11,7 @@ use dfastllm_models::ops::RowScore;
 use crate::handle::Submission;
 use crate::pacing::Pacer;
 use crate::pages::Pages;
-use crate::plan::{Generation, StepPlan, Which};
+use crate::plan::{Fault, Generation, StepPlan, Which};
 use crate::scheduler::{Admitted, Demand, PageCopy, Scheduler};
 use crate::stats::EngineStats;
 use crate::{Cancel, EngineConfig, EngineError, Event, Usage};
@@ -195,11 +195,17 @@ impl Batch {
     fn settle_one(&mut self, id: u64, plan: &StepPlan, scores: &[RowScore]) {
         let Some(active) = self.active.get_mut(&id) else { return };
         let (drafted, right) = active.generation.drafts();
-        if active.generation.settle(plan, scores).is_err() {
-            self.stats.counters.numerical_errors.fetch_add(1, Relaxed);
-            // Nobody else is to start from what may have led here.
-            self.scheduler.withdraw(id);
-            return self.fail(id, EngineError::Numerical);
+        match active.generation.settle(plan, scores) {
+            Ok(()) => {}
+            Err(Fault::NotFinite) => {
+                self.stats.counters.numerical_errors.fetch_add(1, Relaxed);
+                // Nobody else is to start from what may have led here.
+                self.scheduler.withdraw(id);
+                return self.fail(id, EngineError::Numerical);
+            }
+            Err(Fault::Structure(reason)) => {
+                return self.fail(id, EngineError::Structure { reason });
+            }
         }
         if let Some(tokens) = active.generation.causal_tokens() {
             self.scheduler.publish(id, &tokens[..active.generation.cached()]);

@@ -58,6 +58,12 @@ pub enum EngineError {
     /// The model produced NaN or infinity.
     #[error("the model produced values that are not finite")]
     Numerical,
+    /// The answer's structure cannot be followed any further.
+    #[error("the answer's structure cannot be followed: {reason}")]
+    Structure {
+        /// What stands in the way.
+        reason: String,
+    },
     /// A step failed.
     #[error("the forward pass failed")]
     StepFailed,

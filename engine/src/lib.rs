@@ -13,6 +13,7 @@ mod batch;
 pub mod decoding;
 mod denoising;
 mod error;
+mod guided;
 mod handle;
 mod output;
 mod pacing;

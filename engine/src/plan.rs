@@ -91,13 +91,18 @@ impl StepPlan {
     }
 }
 
-/// Values that are not finite reached a row whose token was to be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NotFinite;
+/// Why a request cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Values that are not finite reached a row whose token was to be used.
+    NotFinite,
+    /// The answer's structure cannot be followed any further.
+    Structure(String),
+}
 
-/// [`NotFinite`] if one of the scores is.
-pub(crate) fn check_finite(scores: &[RowScore]) -> Result<(), NotFinite> {
-    if scores.iter().all(|s| s.finite) { Ok(()) } else { Err(NotFinite) }
+/// [`Fault::NotFinite`] if one of the scores is.
+pub(crate) fn check_finite(scores: &[RowScore]) -> Result<(), Fault> {
+    if scores.iter().all(|s| s.finite) { Ok(()) } else { Err(Fault::NotFinite) }
 }
 
 /// How a kind of request turns steps into tokens.
@@ -138,7 +143,7 @@ pub(crate) trait Generation: Send {
     }
 
     /// Takes the scores of the planned wants, in order.
-    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]) -> Result<(), NotFinite>;
+    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]) -> Result<(), Fault>;
 
     /// Tokens that became final since the last call.
     fn take_settled(&mut self) -> Vec<SettledToken>;

@@ -11,7 +11,7 @@ use dfastllm_models::ops::philox::{Counter, Purpose as Draws};
 use dfastllm_models::ops::{Draw, RowParams, RowScore};
 
 use crate::decoding::Uniforms;
-use crate::plan::{Generation, NotFinite, Purpose, SpanPlan, StepPlan, Want, Which, check_finite};
+use crate::plan::{Fault, Generation, Purpose, SpanPlan, StepPlan, Want, Which, check_finite};
 use crate::request::{GenerationRequest, Patterns, Task};
 use crate::{FinishReason, Likelihood, LikelihoodSample, PromptScores, SettledToken, Usage};
 
@@ -128,7 +128,7 @@ impl Generation for Scoring {
         (!plan.spans.is_empty()).then_some(plan)
     }
 
-    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]) -> Result<(), NotFinite> {
+    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]) -> Result<(), Fault> {
         check_finite(scores)?;
         let scored = |score: &RowScore| SettledToken {
             id: score.id,

@@ -130,6 +130,7 @@ pub(crate) fn convert(
         audit: served.audit,
         task,
         infill: infill.parts(max_tokens),
+        structure: None,
     };
     Ok((params, options))
 }

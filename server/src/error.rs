@@ -222,6 +222,7 @@ impl From<EngineError> for ApiError {
             EngineError::Timeout { .. } => Self::Timeout { message },
             EngineError::Cancelled => Self::Cancelled,
             EngineError::Numerical => Self::Internal { code: "numerical_error", message },
+            EngineError::Structure { .. } => Self::Internal { code: "structure_error", message },
             EngineError::StepFailed => Self::Internal { code: "engine_error", message },
             EngineError::Stopped => Self::Unavailable { message },
         }

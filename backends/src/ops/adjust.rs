@@ -1,5 +1,6 @@
 //! What changes a row of logits before a token is chosen, on the host.
 
+use super::TokenSet;
 use super::row_params::{Credit, Mix, Penalties};
 use crate::cpu::softmax_sums;
 
@@ -23,6 +24,18 @@ pub(super) fn apply_penalties(row: &mut [f32], penalties: &Penalties) {
     for &(id, count) in &penalties.generated {
         if let Some(logit) = row.get_mut(id as usize) {
             *logit -= penalties.presence + penalties.frequency * count as f32;
+        }
+    }
+}
+
+/// Leaves only the tokens of a set.
+pub(super) fn forbid_others(row: &mut [f32], allowed: &TokenSet) {
+    let words = allowed.words().iter().copied().chain(std::iter::repeat(0));
+    for (logits, word) in row.chunks_mut(32).zip(words) {
+        for (bit, logit) in logits.iter_mut().enumerate() {
+            if word >> bit & 1 == 0 {
+                *logit = f32::NEG_INFINITY;
+            }
         }
     }
 }

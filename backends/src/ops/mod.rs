@@ -16,6 +16,7 @@ mod row_params;
 mod sample;
 mod score;
 mod sum;
+mod token_set;
 
 pub use activation::gelu_new;
 pub use attention::{AttentionHeads, attention, portable_attention};
@@ -28,3 +29,4 @@ pub use row_params::{
 };
 pub use score::{RowScore, portable_scores, score_rows};
 pub use sum::sum;
+pub use token_set::TokenSet;

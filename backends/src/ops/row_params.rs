@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::TokenSet;
+
 /// Order of the two probability filters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FilterOrder {
@@ -131,6 +133,8 @@ pub struct RowParams {
     pub penalties: Option<Arc<Penalties>>,
     /// Added to single logits; `-inf` bans a token.
     pub bias: Arc<[(u32, f32)]>,
+    /// Tokens that may be chosen; all if not given.
+    pub allowed: Option<TokenSet>,
     /// Raises tokens that earlier passes favoured.
     pub credit: Option<Credit>,
     /// Temperature and filters.
@@ -159,6 +163,7 @@ impl RowParams {
             mix: None,
             penalties: None,
             bias: Arc::new([]),
+            allowed: None,
             credit: None,
             filters: Filters::default(),
             draw: Draw::Greedy,
@@ -179,6 +184,7 @@ impl RowParams {
             && self.previous.is_none()
             && self.guidance.is_none()
             && self.bias.is_empty()
+            && self.allowed.is_none()
             && self.filters.is_neutral()
             && self.draw == Draw::Greedy
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::adjust::{apply_credit, apply_mix, apply_penalties};
+use super::adjust::{apply_credit, apply_mix, apply_penalties, forbid_others};
 use super::row_params::{ConfidenceOf, Draw, Filters, Guidance, RowParams};
 use super::sample::{apply_filters, categorical, gumbel};
 use crate::cpu::{self, SoftmaxSums, softmax_sums};
@@ -131,6 +131,7 @@ fn adjusted_row<'a>(row: &'a [f32], params: &RowParams) -> (Cow<'a, [f32]>, Opti
     if params.mix.is_none()
         && params.penalties.is_none()
         && params.bias.is_empty()
+        && params.allowed.is_none()
         && params.credit.is_none()
     {
         return (row.into(), None);
@@ -143,6 +144,9 @@ fn adjusted_row<'a>(row: &'a [f32], params: &RowParams) -> (Cow<'a, [f32]>, Opti
         if let Some(logit) = row.get_mut(id as usize) {
             *logit += bias;
         }
+    }
+    if let Some(allowed) = &params.allowed {
+        forbid_others(&mut row, allowed);
     }
     if let Some(mix) = &params.mix {
         apply_mix(&mut row, mix);
@@ -233,6 +237,7 @@ pub fn portable_scores(logits: Tensor<2>) -> Vec<RowScore> {
 mod tests {
     use burn::tensor::Device;
 
+    use super::super::TokenSet;
     use super::super::row_params::{Credit, Mix, Penalties};
     use super::*;
 
@@ -309,6 +314,30 @@ mod tests {
         let filtered = RowParams { filters, confidence_of: ConfidenceOf::Filtered, ..plain };
         let score = one(filtered);
         assert_eq!((score.confidence, score.entropy, score.margin), (1.0, 0.0, 1.0));
+    }
+
+    #[test]
+    fn tokens_outside_a_set_are_never_chosen() {
+        let mut logits = vec![0.0f32; 70];
+        (logits[3], logits[40], logits[69]) = (5.0, 2.0, 1.0);
+        let tensor = Tensor::<2>::from_data(
+            TensorData::new(logits, [1, 70]),
+            (&Device::flex(), DType::F32),
+        );
+        // 40 and 69; the last word has fewer bits than 32.
+        let allowed = Some(TokenSet::new(vec![0, 1 << 8, 1 << 5]));
+        let params = RowParams { allowed, ..RowParams::greedy(0) };
+        let score = score_rows(tensor.clone(), &[params]).remove(0);
+        assert_eq!(score.id, 40);
+        assert!((score.confidence - 2f64.exp() / (2f64.exp() + 1f64.exp())).abs() < 1e-6);
+        // Its log-probability stays that of the model's own row.
+        let all = 67.0 + 5f64.exp() + 2f64.exp() + 1f64.exp();
+        assert!((score.logprob - (2.0 - all.ln())).abs() < 1e-5);
+        // Tokens a short set says nothing of are not in it.
+        let allowed = Some(TokenSet::new(vec![1]));
+        let params = RowParams { allowed, ..RowParams::greedy(0) };
+        let score = score_rows(tensor, &[params]).remove(0);
+        assert_eq!((score.id, score.confidence), (0, 1.0));
     }
 
     #[test]

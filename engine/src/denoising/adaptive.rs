@@ -10,7 +10,7 @@ use dfastllm_models::{Attend, PAGE_SIZE};
 use super::Canvas;
 use super::computed::{Computed, Scene};
 use crate::decoding::{DecodingConfig, Pass, Region, Stop};
-use crate::plan::{Generation, NotFinite, Purpose, SpanPlan, StepPlan, Want, Which, check_finite};
+use crate::plan::{Fault, Generation, Purpose, SpanPlan, StepPlan, Want, Which, check_finite};
 use crate::{FinishReason, GenerationRequest, SettledToken, TraceStep, Usage};
 
 /// A request that drafts and verifies in turn. Positions count from the first generated one.
@@ -211,7 +211,7 @@ impl Generation for AdaptiveParallel {
         (plan.rows() <= budget).then_some(plan)
     }
 
-    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]) -> Result<(), NotFinite> {
+    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]) -> Result<(), Fault> {
         check_finite(scores)?;
         match plan.model {
             Which::Main => {

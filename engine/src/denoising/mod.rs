@@ -4,6 +4,7 @@ mod adaptive;
 mod canvas;
 mod computed;
 mod growth;
+mod guide;
 mod memory;
 mod passes;
 mod progress;
@@ -24,7 +25,8 @@ use crate::decoding::{
     BlockState, Cache, CacheRule, Candidate, DecodingConfig, Doubt, IdleSteps, Pass, QuotaRule,
     Region, Revise, Reviser, Rules, Stop, cache_rule, quota_rule, rank,
 };
-use crate::plan::{Generation, NotFinite, Purpose, StepPlan, Want, check_finite};
+use crate::guided::Guided;
+use crate::plan::{Fault, Generation, Purpose, StepPlan, Want, check_finite};
 use crate::{Audit, Change, FinishReason, GenerationRequest, SettledToken, TraceStep, Usage};
 
 /// A token and where it goes.
@@ -59,6 +61,8 @@ pub(crate) struct Denoising {
     audit: Option<Audit>,
     trace: Vec<TraceStep>,
     progress: Option<Progress>,
+    /// What the answer has to be.
+    guided: Option<Guided>,
     finish: Option<FinishReason>,
 }
 
@@ -104,6 +108,7 @@ impl Denoising {
             memory: Memory::default(),
             drafts: Vec::new(),
             progress: request.progress.then(Progress::default),
+            guided: request.structure.take().map(Guided::new),
             audit: None,
             config,
             request,
@@ -140,17 +145,21 @@ impl Denoising {
     }
 
     fn stops_early(&self) -> bool {
-        self.config.stop == Stop::EndInSettledPrefix
+        self.config.stop == Stop::EndInSettledPrefix || self.guided.is_some()
     }
 
     /// Moves on to the next step that needs a pass, the next block, or the end.
     fn advance(&mut self) {
         loop {
+            if self.is_complete() {
+                self.finish = Some(FinishReason::Stop);
+                return;
+            }
             if self.stops_early() && self.config.revise == Revise::None {
                 self.canvas.close_gaps();
                 self.look_again();
             }
-            if self.is_closed() || self.quota.is_finished(&self.block.state) {
+            if self.is_closed() || self.is_block_over() {
                 // Draws are keyed by the steps of the published loop, which takes all of them.
                 let state = self.block.state;
                 self.step += state.steps.saturating_sub(state.step);
@@ -170,7 +179,7 @@ impl Denoising {
             }
             // Nothing changes in idle steps but their number.
             while self.quota.planned(&self.block.state) == Some(0)
-                && !self.quota.is_finished(&self.block.state)
+                && !self.is_block_over()
             {
                 self.step += 1;
                 self.block.state.step += 1;
@@ -240,6 +249,7 @@ impl Denoising {
         for index in self.quota.choose(&ranked, &self.block.state) {
             is_chosen[index] = true;
         }
+        self.follow_structure(&ranked, &mut is_chosen);
         let mut chosen: Vec<Candidate> =
             ranked.iter().zip(&is_chosen).filter(|(_, chosen)| **chosen).map(|(c, _)| *c).collect();
         chosen.sort_by_key(|c| c.position);
@@ -425,7 +435,7 @@ impl Generation for Denoising {
         (plan.rows() <= budget).then_some(plan)
     }
 
-    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]) -> Result<(), NotFinite> {
+    fn settle(&mut self, plan: &StepPlan, scores: &[RowScore]) -> Result<(), Fault> {
         check_finite(scores)?;
         self.forwards += 1;
         if self.is_sizing() {
@@ -434,7 +444,7 @@ impl Generation for Denoising {
         }
         self.note_pass(&self.next_pass());
         self.settle_steps(plan, scores);
-        Ok(())
+        self.guided.as_ref().map_or(Ok(()), Guided::check)
     }
 
     /// The settled prefix up to its first end token; with revisions only what they cannot reach.

@@ -112,6 +112,30 @@ pub(super) fn check_task(params: &RequestParams, limits: &ModelLimits) -> Result
     }
 }
 
+/// What does not go with an answer that has to have a structure. Its beginning says what may follow,
+/// so it settles from left to right and keeps what it has.
+pub(super) fn check_structure(params: &RequestParams) -> Result<(), RequestError> {
+    if params.structure.is_none() {
+        return Ok(());
+    }
+    let config = params.decoding.as_ref();
+    let found = [
+        ("min_tokens", params.min_tokens > 0),
+        ("ignore_eos", params.ignore_eos),
+        ("diffusion.likelihood", params.task != Task::Generate),
+        ("diffusion.infill", !params.infill.is_empty()),
+        ("diffusion.remask", config.is_some_and(|c| c.revise != Revise::None)),
+        ("diffusion.speculate", config.is_some_and(|c| c.speculate > 0)),
+        ("diffusion.quota", config.is_some_and(|c| matches!(c.quota, Quota::Adaptive { .. }))),
+    ];
+    match found.into_iter().find(|(_, is_given)| *is_given) {
+        None => Ok(()),
+        Some((param, _)) => {
+            refuse(param, format!("{param} does not go with an answer that has a structure"))
+        }
+    }
+}
+
 /// Text and gaps after the prompt; the gaps hold `max_tokens` together.
 pub(super) fn check_parts(
     params: &RequestParams,

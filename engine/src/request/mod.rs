@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use dfastllm_models::PAGE_SIZE;
 use dfastllm_models::ops::{Filters, Penalties};
-use dfastllm_models::{Alignment, LoadedModel, ReferenceLoop};
+use dfastllm_models::{Alignment, Guide, LoadedModel, ReferenceLoop};
 
 use self::checks::{
-    check_ids, check_lengths, check_model, check_parts, check_sampling, check_task,
+    check_ids, check_lengths, check_model, check_parts, check_sampling, check_structure, check_task,
 };
 use crate::RequestError;
 use crate::autoregressive::Autoregressive;
@@ -192,6 +192,8 @@ pub struct RequestParams {
     pub task: Task,
     /// Gaps and the text between and behind them; none for one gap of `max_tokens`.
     pub infill: Vec<InfillPart>,
+    /// What the answer has to be.
+    pub structure: Option<Guide>,
 }
 
 impl RequestParams {
@@ -216,6 +218,7 @@ impl RequestParams {
             audit: false,
             task: Task::Generate,
             infill: Vec::new(),
+            structure: None,
         }
     }
 }
@@ -245,6 +248,8 @@ pub struct GenerationRequest {
     pub(crate) parts: Vec<InfillPart>,
     pub(crate) penalties: Option<PenaltyScales>,
     pub(crate) rules: Option<Rules>,
+    /// What the answer has to be, until its loop takes it.
+    pub(crate) structure: Option<Guide>,
     lead: usize,
 }
 
@@ -264,6 +269,7 @@ impl GenerationRequest {
         check_ids("prompt", &params.prompt, limits.vocab)?;
         check_ids("stop_token_ids", &params.stop_token_ids, limits.vocab)?;
         check_task(&params, limits)?;
+        check_structure(&params)?;
         if let Some(config) = &params.decoding {
             check_model(config, &params, limits)?;
         }
@@ -309,6 +315,7 @@ impl GenerationRequest {
             penalties: Some(params.sampling.penalties)
                 .filter(|penalties| *penalties != PenaltyScales::default()),
             rules: None,
+            structure: params.structure,
             lead: match limits.alignment {
                 Alignment::Same => 0,
                 Alignment::Next => 1,

@@ -9,13 +9,12 @@ mod bytes;
 mod compiler;
 mod error;
 mod guide;
-mod token_set;
 mod vocabulary;
 
 pub use compiler::StructureCompiler;
 pub use error::StructureError;
 pub use guide::Guide;
-pub use token_set::TokenSet;
+pub use dfastllm_backends::ops::TokenSet;
 
 /// A form that answers have to have.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,0 +1,114 @@
+//! Answers that have to have a structure: which tokens may come next, while they settle.
+
+use dfastllm_models::ops::TokenSet;
+use dfastllm_models::{Guide, StructureError};
+
+use crate::plan::Fault;
+
+/// Most tokens that one pass puts because nothing else can follow.
+const MAX_FORCED: usize = 32;
+
+/// A guide, and what it says about the next positions.
+#[derive(Debug)]
+pub(crate) struct Guided {
+    guide: Guide,
+    /// What the next positions may hold: one token each where nothing else can follow, then
+    /// whatever may be chosen, if the structure goes on.
+    next: Vec<TokenSet>,
+    fault: Option<StructureError>,
+}
+
+impl Guided {
+    /// At the beginning of an answer.
+    pub(crate) fn new(guide: Guide) -> Self {
+        let mut this = Self { guide, next: Vec::new(), fault: None };
+        this.look_ahead();
+        this
+    }
+
+    /// What the position `ahead` of the settled ones may hold, where that is known.
+    pub(crate) fn allowed(&self, ahead: usize) -> Option<&TokenSet> {
+        self.next.get(ahead)
+    }
+
+    /// Tokens that come next whatever the model says, but for the one chosen behind them.
+    pub(crate) fn forced(&self) -> Vec<u32> {
+        let certain = &self.next[..self.next.len().saturating_sub(1)];
+        certain.iter().filter_map(|set| set.ids().next()).collect()
+    }
+
+    /// Moves behind a token, if it may come next.
+    pub(crate) fn take(&mut self, token: u32) -> bool {
+        let moved = match self.guide.allows(token) {
+            Ok(true) => self.guide.advance(token).map(|()| true),
+            other => other,
+        };
+        self.note(moved).unwrap_or(false)
+    }
+
+    /// Finds out what may come next.
+    pub(crate) fn look_ahead(&mut self) {
+        self.next.clear();
+        let mut ahead = self.guide.clone();
+        while !ahead.has_ended() {
+            let (set, forced) = match next_set(&mut ahead) {
+                Ok(next) => next,
+                Err(error) => {
+                    self.fault = Some(error);
+                    return;
+                }
+            };
+            self.next.push(set);
+            let goes_on = forced.is_some_and(|token| ahead.advance(token).is_ok());
+            if !goes_on || self.next.len() > MAX_FORCED {
+                return;
+            }
+        }
+    }
+
+    /// What the positions of a draft may hold, and the one behind it; the draft is cut where it
+    /// leaves the structure.
+    pub(crate) fn along(&mut self, draft: &mut Vec<u32>) -> Vec<TokenSet> {
+        let (mut ahead, mut sets) = (self.guide.clone(), Vec::new());
+        while !ahead.has_ended() {
+            let next = next_set(&mut ahead);
+            let Some((set, _)) = self.note(next) else { break };
+            let token = draft.get(sets.len()).copied().filter(|&token| set.contains(token));
+            sets.push(set);
+            if !token.is_some_and(|token| ahead.advance(token).is_ok()) {
+                break;
+            }
+        }
+        // The last set is that of the token which the pass itself gives.
+        draft.truncate(sets.len().saturating_sub(1));
+        sets
+    }
+
+    /// Whether nothing may follow any more.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.guide.has_ended()
+    }
+
+    /// Why the structure cannot be followed, if it cannot.
+    pub(crate) fn check(&self) -> Result<(), Fault> {
+        self.fault.as_ref().map_or(Ok(()), |error| Err(Fault::Structure(error.to_string())))
+    }
+
+    fn note<T>(&mut self, outcome: Result<T, StructureError>) -> Option<T> {
+        outcome.map_err(|error| self.fault = Some(error)).ok()
+    }
+}
+
+/// What may come next, and the token that has to.
+fn next_set(guide: &mut Guide) -> Result<(TokenSet, Option<u32>), StructureError> {
+    match guide.forced().first() {
+        Some(&token) => Ok((only(token), Some(token))),
+        None => Ok((guide.allowed()?, None)),
+    }
+}
+
+fn only(token: u32) -> TokenSet {
+    let mut words = vec![0; token as usize / 32 + 1];
+    words[token as usize / 32] = 1 << (token % 32);
+    TokenSet::new(words)
+}
