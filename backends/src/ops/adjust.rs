@@ -13,6 +13,16 @@ pub(super) fn apply_mix(row: &mut [f32], mix: &Mix) {
     }
 }
 
+/// Takes all other tokens out of the row.
+pub(super) fn keep_only(row: &mut [f32], ids: &[u32]) {
+    let kept: Vec<(usize, f32)> =
+        ids.iter().filter_map(|&id| Some((id as usize, *row.get(id as usize)?))).collect();
+    row.fill(f32::NEG_INFINITY);
+    for (id, logit) in kept {
+        row[id] = logit;
+    }
+}
+
 pub(super) fn apply_penalties(row: &mut [f32], penalties: &Penalties) {
     for &id in &penalties.seen {
         if let Some(logit) = row.get_mut(id as usize) {

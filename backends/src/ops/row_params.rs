@@ -131,6 +131,8 @@ pub struct RowParams {
     pub penalties: Option<Arc<Penalties>>,
     /// Added to single logits; `-inf` bans a token.
     pub bias: Arc<[(u32, f32)]>,
+    /// The only tokens that may be chosen, if not all.
+    pub only: Option<Arc<[u32]>>,
     /// Raises tokens that earlier passes favoured.
     pub credit: Option<Credit>,
     /// Temperature and filters.
@@ -159,6 +161,7 @@ impl RowParams {
             mix: None,
             penalties: None,
             bias: Arc::new([]),
+            only: None,
             credit: None,
             filters: Filters::default(),
             draw: Draw::Greedy,
@@ -179,6 +182,7 @@ impl RowParams {
             && self.previous.is_none()
             && self.guidance.is_none()
             && self.bias.is_empty()
+            && self.only.is_none()
             && self.filters.is_neutral()
             && self.draw == Draw::Greedy
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 
-use super::adjust::{apply_credit, apply_mix, apply_penalties};
+use super::adjust::{apply_credit, apply_mix, apply_penalties, keep_only};
 use super::row_params::{ConfidenceOf, Draw, Filters, Guidance, RowParams};
 use super::sample::{apply_filters, categorical, gumbel};
 use crate::cpu::{self, SoftmaxSums, softmax_sums};
@@ -131,6 +131,7 @@ fn adjusted_row<'a>(row: &'a [f32], params: &RowParams) -> (Cow<'a, [f32]>, Opti
     if params.mix.is_none()
         && params.penalties.is_none()
         && params.bias.is_empty()
+        && params.only.is_none()
         && params.credit.is_none()
     {
         return (row.into(), None);
@@ -143,6 +144,9 @@ fn adjusted_row<'a>(row: &'a [f32], params: &RowParams) -> (Cow<'a, [f32]>, Opti
         if let Some(logit) = row.get_mut(id as usize) {
             *logit += bias;
         }
+    }
+    if let Some(ids) = &params.only {
+        keep_only(&mut row, ids);
     }
     if let Some(mix) = &params.mix {
         apply_mix(&mut row, mix);
@@ -300,6 +304,8 @@ mod tests {
         let score = one(guided);
         assert!((score.confidence - 3.5f64.exp() / (3.5f64.exp() + 2.0)).abs() < 1e-6);
         let banned = one(RowParams { bias: Arc::new([(1, f32::NEG_INFINITY)]), ..plain.clone() });
+        let only = one(RowParams { only: Some([2, 9].into()), ..plain.clone() });
+        assert_eq!((only.id, only.confidence, only.finite), (2, 1.0, true));
         assert_eq!(banned.id, 0);
         assert!((banned.confidence - 1.0f64.exp() / (1.0f64.exp() + 1.0)).abs() < 1e-6);
         // Its log-probability stays that of the model's own row.

@@ -135,6 +135,7 @@ impl Denoising {
         let keeps_rows = self.quota.needs_divergence();
         let params = RowParams {
             bias: self.request.bias_at(self.canvas.rank(position), takes_end),
+            only: self.request.only.clone(),
             filters: Filters { order, ..self.request.filters },
             draw: self.draw(position, self.step),
             confidence_of: self.config.confidence_of,

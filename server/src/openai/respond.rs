@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use dfastllm_engine::{Audit, Change, ChangeKind, FinishReason, SettledToken, TraceStep, Usage};
 use dfastllm_models::Tokenizer;
@@ -41,8 +41,9 @@ impl Frame {
     }
 
     /// What the request can be cancelled by: the answer's id and the request's own.
-    pub(crate) fn names(&self, headers: &HeaderMap) -> Vec<String> {
-        let given = headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok());
+    pub(crate) fn names(&self, headers: &HeaderMap, options: &AnswerOptions) -> Vec<String> {
+        let given = [headers.get(&REQUEST_ID), options.request_id.as_ref()];
+        let given = given.into_iter().flatten().filter_map(|id| id.to_str().ok());
         std::iter::once(self.id.as_str()).chain(given).map(str::to_owned).collect()
     }
 
@@ -90,11 +91,11 @@ pub(crate) struct Prepared {
 impl Prepared {
     /// The prompt in front of a choice.
     fn echo(&self, choice: usize) -> Option<&Echo> {
-        self.echoes.get(choice / self.options.n.max(1))
+        self.echoes.get(choice / self.options.best_of.max(1))
     }
 
     fn usage(&self) -> Usage {
-        let mut usage = self.choices.usage(self.options.n);
+        let mut usage = self.choices.usage(self.options.best_of);
         usage.merge(&self.scoring);
         usage
     }
@@ -122,7 +123,8 @@ pub(crate) async fn respond(
     if prepared.options.stream {
         // An error before the first event still gets a status of its own.
         let first = next_update(&mut prepared.choices).await?;
-        return Ok(streamed(prepared, first));
+        let request_id = prepared.options.request_id.clone();
+        return Ok(named(streamed(prepared, first), request_id));
     }
     let mut answers = vec![Answer::default(); prepared.choices.len()];
     while let Some(update) = next_update(&mut prepared.choices).await? {
@@ -132,11 +134,40 @@ pub(crate) async fn respond(
         answer.trace = prepared.choices.take_trace(index);
         answer.gaps = prepared.choices.take_gaps(index);
     }
-    let list: Vec<Value> =
-        answers.iter().enumerate().map(|(i, a)| a.choice(i, &prepared)).collect();
+    let best = best(&answers, &prepared.options);
+    let choice = |(index, made): (usize, &usize)| {
+        let mut choice = answers[*made].choice(*made, &prepared);
+        choice["index"] = index.into();
+        choice
+    };
+    let list: Vec<Value> = best.iter().enumerate().map(choice).collect();
     let mut body = prepared.frame.object(false, list.into());
     body["usage"] = usage(prepared.usage());
-    Ok(Json(body).into_response())
+    Ok(named(Json(body).into_response(), prepared.options.request_id))
+}
+
+/// Which choices of each prompt are in the answer: those of the highest mean log-probability, best
+/// first, or all.
+fn best(answers: &[Answer], options: &AnswerOptions) -> Vec<usize> {
+    let all: Vec<usize> = (0..answers.len()).collect();
+    if options.best_of == options.n {
+        return all;
+    }
+    let of_prompt = |made: &[usize]| {
+        let mut made = made.to_vec();
+        made.sort_by(|&a, &b| answers[b].mean_logprob().total_cmp(&answers[a].mean_logprob()));
+        made.truncate(options.n);
+        made
+    };
+    all.chunks(options.best_of).flat_map(of_prompt).collect()
+}
+
+/// A response under the id that the request's body gives it.
+pub(crate) fn named(mut response: Response, request_id: Option<HeaderValue>) -> Response {
+    if let Some(id) = request_id {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
 }
 
 async fn next_update(choices: &mut Choices) -> Result<Option<Update>, ApiError> {
@@ -161,6 +192,11 @@ impl Answer {
         self.text.push_str(&update.text);
         self.tokens.extend(update.tokens);
         self.finish = update.finish.or(self.finish);
+    }
+
+    fn mean_logprob(&self) -> f64 {
+        let sum: f64 = self.tokens.iter().map(|token| token.logprob).sum();
+        sum / self.tokens.len().max(1) as f64
     }
 
     fn choice(&self, index: usize, prepared: &Prepared) -> Value {
@@ -411,8 +447,19 @@ impl Streaming {
         } else if self.prepared.options.include_usage {
             chunk["usage"] = Value::Null;
         }
+        if self.prepared.options.obfuscates {
+            chunk["obfuscation"] = padding(&chunk["choices"][0]).into();
+        }
         event(&chunk)
     }
+}
+
+/// Random letters that fill a chunk's text up to a multiple of 32 bytes.
+fn padding(choice: &Value) -> String {
+    let text = choice["delta"]["content"].as_str().or(choice["text"].as_str()).unwrap_or_default();
+    let mut random = uuid::Uuid::new_v4().simple().to_string();
+    random.truncate(32 - text.len() % 32);
+    random
 }
 
 /// Changed positions: `[position, token id, text, confidence, what happened]`.
