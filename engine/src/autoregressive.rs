@@ -69,12 +69,16 @@ impl Autoregressive {
             false => Draw::Greedy,
         };
         let params = RowParams {
-            bias: request.bias_at(position - self.prompt_len, true),
+            bias: self.bias(position),
             penalties: request.penalties.map(|scales| {
                 let (prompt, generated) = self.tokens.split_at(self.prompt_len);
                 Arc::new(scales.over(prompt, generated))
             }),
-            allowed: self.allowed.get(position - self.tokens.len()).cloned(),
+            allowed: self
+                .allowed
+                .get(position - self.tokens.len())
+                .or(request.allowed.as_ref())
+                .cloned(),
             filters: request.filters,
             draw,
             confidence_of: ConfidenceOf::Filtered,
@@ -82,6 +86,15 @@ impl Autoregressive {
             ..RowParams::greedy(0)
         };
         Want { span: 0, position, params, guidance: None, purpose: Purpose::Choose }
+    }
+
+    /// The bias at a position, if the draft before it is right.
+    fn bias(&self, position: usize) -> Arc<[(u32, f32)]> {
+        if !self.request.bans_words() {
+            return self.request.bias_at(position - self.prompt_len, true);
+        }
+        let drafted = &self.draft()[..position - self.tokens.len()];
+        self.request.bias_after(self.tokens[self.prompt_len..].iter().chain(drafted).copied())
     }
 
     /// End of what is read before decoding: the prompt, whose last row gives the first token, or,

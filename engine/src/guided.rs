@@ -102,13 +102,7 @@ impl Guided {
 /// What may come next, and the token that has to.
 fn next_set(guide: &mut Guide) -> Result<(TokenSet, Option<u32>), StructureError> {
     match guide.forced().first() {
-        Some(&token) => Ok((only(token), Some(token))),
+        Some(&token) => Ok(([token].into_iter().collect(), Some(token))),
         None => Ok((guide.allowed()?, None)),
     }
-}
-
-fn only(token: u32) -> TokenSet {
-    let mut words = vec![0; token as usize / 32 + 1];
-    words[token as usize / 32] = 1 << (token % 32);
-    TokenSet::new(words)
 }

@@ -178,6 +178,8 @@ pub struct TextAssembler {
     /// Text that may be the beginning of a stop string.
     held: String,
     stopped: bool,
+    /// Whether what ended the text is part of it.
+    keeps_stop: bool,
 }
 
 impl TextAssembler {
@@ -185,7 +187,13 @@ impl TextAssembler {
     #[must_use]
     pub fn new(stream: TokenStream, mut stops: Vec<String>) -> Self {
         stops.retain(|s| !s.is_empty());
-        Self { stream, stops, held: String::new(), stopped: false }
+        Self { stream, stops, held: String::new(), stopped: false, keeps_stop: false }
+    }
+
+    /// Leaves stop strings, and the texts of tokens that end the sequence, in the text.
+    #[must_use]
+    pub fn keeping_stop(self, keeps_stop: bool) -> Self {
+        Self { keeps_stop, ..self }
     }
 
     /// Whether a stop string was met: nothing more will be given out.
@@ -196,7 +204,7 @@ impl TextAssembler {
 
     /// The text that became certain with a token.
     pub fn push(&mut self, token: &SettledToken) -> String {
-        if self.stopped || token.is_end {
+        if self.stopped || (token.is_end && !self.keeps_stop) {
             return String::new();
         }
         let text = self.stream.push(token.id);
@@ -214,10 +222,12 @@ impl TextAssembler {
 
     fn release(&mut self, text: &str, all: bool) -> String {
         self.held.push_str(text);
-        let first = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        if let Some(at) = first {
+        // Of two that begin together the shorter was complete first.
+        let found = |stop: &String| Some((self.held.find(stop.as_str())?, stop.len()));
+        let first = self.stops.iter().filter_map(found).min();
+        if let Some((at, len)) = first {
             self.stopped = true;
-            self.held.truncate(at);
+            self.held.truncate(if self.keeps_stop { at + len } else { at });
             return std::mem::take(&mut self.held);
         }
         let keep = if all { 0 } else { self.possible_stop() };

@@ -83,16 +83,65 @@ impl ChatTemplate {
         tools: Option<&Value>,
         add_generation_prompt: bool,
     ) -> Result<String, ChatError> {
+        let rendering = Rendering { add_generation_prompt, ..Rendering::default() };
+        self.render_with(messages, tools, &rendering)
+    }
+
+    /// The same with more to say about it.
+    ///
+    /// # Errors
+    /// What the template raises or fails at, or that the last message cannot be continued.
+    pub fn render_with(
+        &self,
+        messages: &Value,
+        tools: Option<&Value>,
+        rendering: &Rendering,
+    ) -> Result<String, ChatError> {
         let text = |e: minijinja::Error| ChatError(describe(&e));
-        let special = JinjaValue::from_serialize(&*self.special_tokens);
+        let mut variables = (*self.special_tokens).clone();
+        variables.extend(rendering.variables.clone());
+        let variables = JinjaValue::from_serialize(variables);
         let given = context! {
             messages => JinjaValue::from_serialize(messages),
-            add_generation_prompt,
+            add_generation_prompt => rendering.add_generation_prompt,
             tools => tools.map(JinjaValue::from_serialize),
-            ..special
+            ..variables
         };
-        self.environment.get_template(NAME).and_then(|t| t.render(given)).map_err(text)
+        let prompt = self.environment.get_template(NAME).and_then(|t| t.render(given));
+        let prompt = prompt.map_err(text)?;
+        match rendering.continue_final_message {
+            true => up_to_last_message(prompt, messages),
+            false => Ok(prompt),
+        }
     }
+}
+
+/// How messages become a prompt.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Rendering {
+    /// Whether the assistant's turn is opened at the end.
+    pub add_generation_prompt: bool,
+    /// Whether the prompt ends with the last message, open, so that the answer goes on with it.
+    pub continue_final_message: bool,
+    /// Variables of the template besides its own.
+    pub variables: serde_json::Map<String, Value>,
+}
+
+/// Cuts what the template puts behind the last message (`continue_final_message` of transformers).
+fn up_to_last_message(mut prompt: String, messages: &Value) -> Result<String, ChatError> {
+    let last = messages.as_array().and_then(|m| m.last()).and_then(|m| m["content"].as_str());
+    let last = last.unwrap_or_default();
+    let bare = last.trim();
+    let found = if bare.is_empty() { None } else { prompt.rfind(bare) };
+    let Some(at) = found else {
+        let message = "the last message is empty or not in the prompt; it cannot be continued";
+        return Err(ChatError(message.to_owned()));
+    };
+    // Templates that trim contents leave no space to continue after.
+    let from_start = last.trim_start();
+    let kept = if prompt[at..].starts_with(from_start) { from_start } else { bare };
+    prompt.truncate(at + kept.len());
+    Ok(prompt)
 }
 
 /// `bos_token` and its like: a text, or an object with one.

@@ -28,7 +28,7 @@ mod tokenizer;
 mod weights;
 
 pub use builtin::{BUILTIN_MODELS, builtin_files};
-pub use chat::{ChatError, ChatTemplate};
+pub use chat::{ChatError, ChatTemplate, Rendering};
 pub use dfastllm_backends::ops;
 pub use dfastllm_backends::{
     Attend, DType, DTypeChoice, Device, KvPool, KvShape, OpenDevice, PAGE_SIZE, Precision,

@@ -94,10 +94,38 @@ impl Tokenizer {
         self.inner.decode(ids, special == SpecialTokens::Skip).unwrap_or_default()
     }
 
+    /// Bytes of one token, also where it is part of a character only.
+    #[must_use]
+    pub fn bytes_of(&self, id: u32) -> Vec<u8> {
+        let text = self.decode(&[id], SpecialTokens::Include);
+        if !text.contains('\u{FFFD}') {
+            return text.into_bytes();
+        }
+        let spelling = self.inner.id_to_token(id).unwrap_or_default();
+        let fallback = spelling.strip_prefix("<0x").and_then(|hex| hex.strip_suffix('>'));
+        if let Some(byte) = fallback.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            return vec![byte];
+        }
+        spelling.chars().map(byte_of).collect::<Option<_>>().unwrap_or_else(|| text.into_bytes())
+    }
+
     /// Decodes token by token.
     #[must_use]
     pub fn stream(&self, special: SpecialTokens) -> TokenStream {
         TokenStream { tokenizer: self.clone(), special, pending: Vec::new() }
+    }
+}
+
+/// The byte that a character of a byte-level vocabulary stands for (`bytes_to_unicode` of GPT-2):
+/// itself where it is printable, and the others in order from U+0100 on.
+fn byte_of(c: char) -> Option<u8> {
+    let is_printable = |b: u8| matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    match u8::try_from(c).ok().filter(|&b| is_printable(b)) {
+        Some(byte) => Some(byte),
+        None => {
+            let index = u32::from(c).checked_sub(0x100)?;
+            (0..=u8::MAX).filter(|&b| !is_printable(b)).nth(index as usize)
+        }
     }
 }
 

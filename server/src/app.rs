@@ -19,7 +19,7 @@ use crate::{ApiError, ServedModel, auth, health, openai, requests};
 /// token ids, is under 1 MB.
 const MAX_BODY_BYTES: usize = 4 << 20;
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-const MAX_REQUEST_ID: usize = 128;
+pub(crate) const MAX_REQUEST_ID: usize = 128;
 
 /// What handlers share. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -138,7 +138,8 @@ async fn request_id(mut request: Request, next: Next) -> Response {
     }
     let mut response = next.run(request).await;
     if let Some(id) = id {
-        response.headers_mut().insert(REQUEST_ID, id);
+        // A body may have named it.
+        response.headers_mut().entry(REQUEST_ID).or_insert(id);
     }
     response
 }

@@ -2,16 +2,21 @@
 
 use std::time::Instant;
 
+use axum::http::HeaderValue;
+use dfastllm_engine::decoding::DecodingConfig;
 use dfastllm_engine::{PenaltyScales, RequestParams, Sampling, Task};
 use rand::TryRng;
 use serde_json::{Map, Value};
 
-use crate::diffusion::{DiffusionFields, collect_aliases};
+use crate::choices::{choices, request_id, stream_options};
+use crate::diffusion::{DiffusionFields, collect_aliases, collect_xargs};
 use crate::infill::{Infill, parse_infill};
 use crate::openai::types::Common;
-use crate::{ApiError, ServedModel};
+use crate::prompting::{Cut, Truncation};
+use crate::words::{allowed_token_ids, bad_words};
+use crate::{ApiError, AppState, ServedModel, fields};
 
-const MAX_CHOICES: u64 = 128;
+const MAX_LOGIT_BIAS: usize = 1024;
 const MAX_STOPS: usize = 4;
 const MAX_STOP_BYTES: usize = 1024;
 /// Answer length of a chat request to a model that denoises, unless it says otherwise.
@@ -20,7 +25,7 @@ const DIFFUSION_CHAT_TOKENS: usize = 256;
 const COMPLETION_TOKENS: usize = 16;
 
 /// Fields that OpenAI's clients send for bookkeeping; they change nothing in an answer.
-const IGNORED: [&str; 13] = [
+const IGNORED: [&str; 14] = [
     "user",
     "metadata",
     "store",
@@ -34,6 +39,7 @@ const IGNORED: [&str; 13] = [
     "moderation",
     "prediction",
     "reasoning_effort",
+    "session_id",
 ];
 
 /// Which endpoint a request came through.
@@ -43,10 +49,30 @@ pub(crate) enum Endpoint {
     Chat,
 }
 
+impl Endpoint {
+    /// Tokens that an answer needs where nobody says how many, and its prompt is to be cut.
+    fn room(self, context: usize) -> usize {
+        match self {
+            Self::Completions => COMPLETION_TOKENS,
+            Self::Chat => DIFFUSION_CHAT_TOKENS.min(context / 2).max(1),
+        }
+    }
+}
+
 /// What of a request concerns its answer, not the engine.
 #[derive(Debug, Clone)]
 pub(crate) struct AnswerOptions {
+    /// Choices in the answer, for each prompt.
     pub(crate) n: usize,
+    /// Choices that are made, the best of which are in the answer.
+    pub(crate) best_of: usize,
+    /// What is left of prompts that are too long.
+    pub(crate) cut: Option<Cut>,
+    /// What the request may be cancelled by, besides its ids in headers.
+    pub(crate) request_id: Option<HeaderValue>,
+    pub(crate) keeps_stop: bool,
+    /// Whether tokens are spelled `token_id:7` in log-probabilities.
+    pub(crate) as_token_ids: bool,
     pub(crate) stops: Vec<String>,
     pub(crate) skip_special_tokens: bool,
     pub(crate) return_token_ids: bool,
@@ -62,6 +88,8 @@ pub(crate) struct AnswerOptions {
     pub(crate) stream: bool,
     pub(crate) include_usage: bool,
     pub(crate) continuous_usage: bool,
+    /// Whether chunks are padded, so that their sizes tell nothing of their text.
+    pub(crate) obfuscates: bool,
 }
 
 /// Checks that the model asked for is the one in service.
@@ -75,8 +103,31 @@ pub(crate) fn check_model(model: Option<&str>, served: &ServedModel) -> Result<(
     }
 }
 
+/// [`convert`], off the threads that answer health checks where texts have to be tokenised.
+pub(crate) async fn convert_request(
+    common: Common,
+    fields: (Option<Value>, Option<String>),
+    longest_prompt: usize,
+    endpoint: Endpoint,
+    state: &AppState,
+) -> Result<(RequestParams, AnswerOptions), ApiError> {
+    let gaps = common.diffusion.as_ref().is_some_and(|fields| fields.contains_key("infill"));
+    if !gaps && fields.1.is_none() && common.bad_words.is_none() {
+        return convert(common, fields, longest_prompt, endpoint, state.require_model()?);
+    }
+    let state = state.clone();
+    tokio::task::spawn_blocking(move || {
+        convert(common, fields, longest_prompt, endpoint, state.require_model()?)
+    })
+    .await
+    .unwrap_or_else(|_| {
+        let message = "tokenisation failed".to_owned();
+        Err(ApiError::Internal { code: "internal_error", message })
+    })
+}
+
 /// Settles a request's options. The prompt is filled in later, one per choice.
-pub(crate) fn convert(
+fn convert(
     mut common: Common,
     (max_tokens, suffix): (Option<Value>, Option<String>),
     longest_prompt: usize,
@@ -85,14 +136,22 @@ pub(crate) fn convert(
 ) -> Result<(RequestParams, AnswerOptions), ApiError> {
     let mut given = common.diffusion.take().unwrap_or_default();
     collect_aliases(&mut common.rest, &mut given)?;
-    if served.limits.reference.is_none() {
+    let denoises = served.limits.reference.is_some();
+    let steps_a_block = collect_xargs(common.vllm_xargs.as_ref(), denoises, &mut given)?;
+    if !denoises {
         refuse_diffusion(&given)?;
     }
     let fields = DiffusionFields::new(given)?;
     refuse_rest(&common.rest)?;
     let infill = infill(suffix, &fields, served)?;
     let task = fields.likelihood()?.unwrap_or_default();
-    let max_tokens = match max_tokens_of(&common, max_tokens, &fields)? {
+    let context = served.limits.max_model_len;
+    let truncation = Truncation::new(&common, context)?;
+    let asked = max_tokens_of(&common, max_tokens, &fields)?;
+    let answer = asked.or(infill.open()).unwrap_or_else(|| endpoint.room(context));
+    let room = context.saturating_sub(answer.saturating_add(infill.given()));
+    let longest_prompt = truncation.map_or(longest_prompt, |t| t.longest(longest_prompt, room));
+    let max_tokens = match asked {
         Some(tokens) if task != Task::Generate && tokens > 0 => {
             let message = "max_tokens does not go with diffusion.likelihood: there is no answer";
             return Err(ApiError::invalid("max_tokens", message));
@@ -101,12 +160,11 @@ pub(crate) fn convert(
         Some(tokens) => tokens,
         None => infill.open().unwrap_or_else(|| default_tokens(endpoint, longest_prompt, served)),
     };
-    let decoding = match served.limits.reference {
-        Some(published) => Some(fields.config(served.preset, published, max_tokens.max(1))?),
-        None => None,
-    };
+    let decoding = decoding(&fields, steps_a_block, max_tokens.max(1), served)?;
     let flag = |name| Ok::<bool, ApiError>(fields.flag(name)?.unwrap_or(false));
-    let options = answer_options(&common, flag("trace")?, endpoint, (&infill, served))?;
+    let mut options = answer_options(&common, flag("trace")?, endpoint, (&infill, served))?;
+    let used = max_tokens.saturating_add(infill.given());
+    options.cut = truncation.map(|t| t.cut(context.saturating_sub(used)));
     let progress = flag("progress")?;
     if progress && !options.stream {
         let message = "progress is told while the answer is made; it needs stream";
@@ -133,6 +191,20 @@ pub(crate) fn convert(
         structure: None,
     };
     Ok((params, options))
+}
+
+/// The knobs, with steps for every block where those are asked for.
+fn decoding(
+    fields: &DiffusionFields,
+    steps_a_block: Option<usize>,
+    length: usize,
+    served: &ServedModel,
+) -> Result<Option<DecodingConfig>, ApiError> {
+    let Some(published) = served.limits.reference else { return Ok(None) };
+    let config = fields.config(served.preset, published, length)?;
+    let Some(each) = steps_a_block else { return Ok(Some(config)) };
+    let steps = each.saturating_mul(config.blocks(length));
+    fields.with_steps(steps).config(served.preset, published, length).map(Some)
 }
 
 /// The text behind the gap, or several gaps with texts between them.
@@ -163,27 +235,33 @@ fn answer_options(
     endpoint: Endpoint,
     (infill, served): (&Infill, &ServedModel),
 ) -> Result<AnswerOptions, ApiError> {
-    let n = match &common.n {
-        None | Some(Value::Null) => 1,
-        Some(value) => match value.as_u64() {
-            Some(n @ 1..=MAX_CHOICES) => n as usize,
-            _ => return Err(wrong("n", value, &format!("1 to {MAX_CHOICES}"))),
-        },
-    };
-    let stream_options = common.stream_options.unwrap_or_default();
+    let (n, best_of) = choices(common)?;
+    let stream = common.stream.unwrap_or(false);
+    let stream_options = stream_options(common, stream)?;
+    let keeps_special = common.skip_special_tokens == Some(false);
+    if keeps_special && common.spaces_between_special_tokens == Some(true) {
+        let message = "no spaces are put between special tokens";
+        return Err(ApiError::unsupported("spaces_between_special_tokens", message.to_owned()));
+    }
     Ok(AnswerOptions {
         n,
+        best_of,
+        cut: None,
+        request_id: request_id(common)?,
+        keeps_stop: common.include_stop_str_in_output.unwrap_or(false),
+        as_token_ids: common.return_tokens_as_token_ids.unwrap_or(false),
         stops: stops(common.stop.as_ref())?,
-        skip_special_tokens: common.skip_special_tokens.unwrap_or(true),
+        skip_special_tokens: !keeps_special,
         return_token_ids: common.return_token_ids.unwrap_or(false),
         trace,
         logprobs: logprobs(common, endpoint)?,
         at_commit: served.limits.mask_id.is_some(),
         gaps: infill.open().is_some(),
         between: infill.between().to_vec(),
-        stream: common.stream.unwrap_or(false),
+        stream,
         include_usage: stream_options.include_usage.unwrap_or(false),
         continuous_usage: stream_options.continuous_usage_stats.unwrap_or(false),
+        obfuscates: stream_options.include_obfuscation.unwrap_or(false),
     })
 }
 
@@ -228,6 +306,10 @@ fn refuse_rest(rest: &Map<String, Value>) -> Result<(), ApiError> {
         if value.is_null() || IGNORED.contains(&name.as_str()) || asks_for_nothing(name, value) {
             continue;
         }
+        if let Some(answer) = fields::known(name, value) {
+            answer?;
+            continue;
+        }
         let shown: String = name.chars().take(64).collect();
         let message = format!("'{shown}' is not supported by this server");
         return Err(ApiError::unsupported(&shown, message));
@@ -237,7 +319,6 @@ fn refuse_rest(rest: &Map<String, Value>) -> Result<(), ApiError> {
 
 fn asks_for_nothing(name: &str, value: &Value) -> bool {
     match name {
-        "best_of" => value.as_u64() == Some(1),
         "echo" => *value == Value::Bool(false),
         "suffix" => value.as_str() == Some(""),
         "tools" | "functions" => value.as_array().is_some_and(Vec::is_empty),
@@ -295,6 +376,11 @@ fn sampling(
             _ => return Err(wrong("top_k", value, "-1, 0 or a positive whole number")),
         },
     };
+    if let Some(entries) = common.logit_bias.as_ref().map(Map::len).filter(|&n| n > MAX_LOGIT_BIAS)
+    {
+        let message = format!("logit_bias has {entries} entries, at most {MAX_LOGIT_BIAS}");
+        return Err(ApiError::invalid("logit_bias", message));
+    }
     let logit_bias = common.logit_bias.iter().flatten().map(bias).collect::<Result<_, _>>()?;
     Ok(Sampling {
         temperature: common.temperature.or(defaults.temperature).unwrap_or(neutral),
@@ -302,6 +388,11 @@ fn sampling(
         top_p: common.top_p.or(defaults.top_p).filter(|&p| p != 1.0),
         min_p: common.min_p.filter(|&p| p != 0.0),
         logit_bias,
+        allowed_token_ids: allowed_token_ids(
+            common.allowed_token_ids.as_ref(),
+            served.limits.vocab,
+        )?,
+        bad_words: bad_words(common.bad_words.as_ref(), &served.tokenizer)?,
         penalties: PenaltyScales {
             presence: common.presence_penalty.unwrap_or(0.0),
             frequency: common.frequency_penalty.unwrap_or(0.0),
@@ -375,7 +466,7 @@ fn whole(name: &str, value: Option<&Value>) -> Result<Option<usize>, ApiError> {
     }
 }
 
-fn wrong(param: &str, found: &Value, expected: &str) -> ApiError {
+pub(crate) fn wrong(param: &str, found: &Value, expected: &str) -> ApiError {
     let found: String = found.to_string().chars().take(64).collect();
     ApiError::invalid(param, format!("{param} is {found}, expected {expected}"))
 }

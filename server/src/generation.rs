@@ -56,7 +56,7 @@ struct Choice {
 }
 
 impl Choices {
-    /// Submits every prompt `n` times; choice `i` draws with seed + `i`.
+    /// Submits every prompt `best_of` times; choice `i` draws with seed + `i`.
     pub(crate) fn submit(
         (state, served): (&AppState, &ServedModel),
         prompts: Vec<Vec<u32>>,
@@ -64,7 +64,7 @@ impl Choices {
         options: &AnswerOptions,
         names: Vec<String>,
     ) -> Result<Self, ApiError> {
-        let asked = prompts.len().saturating_mul(options.n);
+        let asked = prompts.len().saturating_mul(options.best_of);
         let places = served.engine.config().max_queue;
         if asked > places {
             let message =
@@ -78,7 +78,7 @@ impl Choices {
         };
         let requests: Vec<Vec<GenerationRequest>> = prompts
             .iter()
-            .map(|prompt| (0..options.n as u64).map(|i| request(prompt, i)).collect())
+            .map(|prompt| (0..options.best_of as u64).map(|i| request(prompt, i)).collect())
             .collect::<Result<_, _>>()?;
         // Dropped when a later prompt is refused, which cancels and counts the earlier ones.
         let mut this = Self {
@@ -282,24 +282,37 @@ impl Choice {
     }
 }
 
-/// Runs a request that only scores its prompt.
-///
-/// # Errors
-/// The engine's, or that the request cannot be made.
-pub(crate) async fn score(
-    served: &ServedModel,
-    params: RequestParams,
-) -> Result<(PromptScores, Usage), ApiError> {
-    let request = GenerationRequest::new(params, &served.limits)?;
-    let running = served.engine.submit(request)?;
-    let mut scores = PromptScores::Tokens(Vec::new());
-    loop {
-        match running.events.recv_async().await {
-            Ok(Event::Scored(found)) => scores = found,
-            Ok(Event::Finished { usage, .. }) => return Ok((scores, usage)),
-            Ok(Event::Failed(error)) => return Err(error.into()),
-            Ok(Event::Settled { .. }) => {}
-            Err(_) => return Err(EngineError::Stopped.into()),
+/// Runs requests that only score their prompts.
+#[derive(Clone, Copy)]
+pub(crate) struct Scorer<'a> {
+    pub(crate) state: &'a AppState,
+    pub(crate) served: &'a ServedModel,
+    /// What they may be cancelled by.
+    pub(crate) names: &'a [String],
+}
+
+impl Scorer<'_> {
+    /// Scores of a prompt, and what they took.
+    ///
+    /// # Errors
+    /// The engine's, or that the request cannot be made.
+    pub(crate) async fn score(
+        self,
+        params: RequestParams,
+    ) -> Result<(PromptScores, Usage), ApiError> {
+        let request = GenerationRequest::new(params, &self.served.limits)?;
+        let running = self.served.engine.submit(request)?;
+        let cancels = vec![running.cancel.clone()];
+        let _registered = self.state.requests().register(self.names.to_vec(), cancels);
+        let mut scores = PromptScores::Tokens(Vec::new());
+        loop {
+            match running.events.recv_async().await {
+                Ok(Event::Scored(found)) => scores = found,
+                Ok(Event::Finished { usage, .. }) => return Ok((scores, usage)),
+                Ok(Event::Failed(error)) => return Err(error.into()),
+                Ok(Event::Settled { .. }) => {}
+                Err(_) => return Err(EngineError::Stopped.into()),
+            }
         }
     }
 }
@@ -310,4 +323,5 @@ fn assembler(tokenizer: &Tokenizer, options: &AnswerOptions) -> TextAssembler {
         false => SpecialTokens::Include,
     };
     TextAssembler::new(tokenizer.stream(special), options.stops.clone())
+        .keeping_stop(options.keeps_stop)
 }

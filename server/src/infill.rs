@@ -41,6 +41,15 @@ impl Infill {
         Some(self.parts.iter().map(len).fold(0, usize::saturating_add))
     }
 
+    /// Tokens that are given.
+    pub(crate) fn given(&self) -> usize {
+        let len = |part: &InfillPart| match part {
+            InfillPart::Given(ids) => ids.len(),
+            InfillPart::Gap { .. } => 0,
+        };
+        self.parts.iter().map(len).sum()
+    }
+
     /// The parts for an answer of at most `max_tokens`.
     pub(crate) fn parts(&self, max_tokens: usize) -> Vec<InfillPart> {
         let gap = InfillPart::Gap { len: max_tokens, is_free: true };

@@ -6,19 +6,23 @@
 
 mod app;
 mod auth;
+mod choices;
 pub mod cli;
 mod convert;
 mod diffusion;
 mod error;
+mod fields;
 mod generation;
 mod health;
 mod infill;
 mod logprobs;
 mod metrics;
 mod openai;
+mod prompting;
 mod requests;
 mod served;
 mod shutdown;
+mod words;
 
 pub use app::{AppState, app};
 pub use error::ApiError;

@@ -26,11 +26,12 @@ pub(crate) fn logprobs(
     }
     let mut object = match endpoint {
         Endpoint::Chat => {
-            json!({"content": tokens.iter().map(|t| chat(t, tokenizer)).collect::<Vec<_>>(), "refusal": null})
+            let tokens: Vec<Value> = tokens.iter().map(|t| chat(t, options, tokenizer)).collect();
+            json!({"content": tokens, "refusal": null})
         }
         Endpoint::Completions => {
             let scored = tokens.iter().map(|t| (t, Some(t.logprob)));
-            completions(scored, (place, &options.between), tokenizer)
+            completions(scored, (place, options), tokenizer)
         }
     };
     if options.at_commit {
@@ -46,10 +47,16 @@ pub(crate) fn token_text(id: u32, tokenizer: &Tokenizer) -> String {
     start + &stream.finish()
 }
 
-fn chat(token: &SettledToken, tokenizer: &Tokenizer) -> Value {
+/// How a token is spelled.
+fn spelled(id: u32, text: String, options: &AnswerOptions) -> String {
+    if options.as_token_ids { format!("token_id:{id}") } else { text }
+}
+
+fn chat(token: &SettledToken, options: &AnswerOptions, tokenizer: &Tokenizer) -> Value {
     let entry = |id: u32, logprob: f64| {
-        let text = token_text(id, tokenizer);
-        json!({"token": text, "logprob": finite(logprob), "bytes": text.as_bytes()})
+        let text = spelled(id, token_text(id, tokenizer), options);
+        // The text of a token that is part of a character is none; its bytes are.
+        json!({"token": text, "logprob": finite(logprob), "bytes": tokenizer.bytes_of(id)})
     };
     let mut object = entry(token.id, token.logprob);
     object["top_logprobs"] = token.top.iter().map(|&(id, logprob)| entry(id, logprob)).collect();
@@ -60,23 +67,23 @@ fn chat(token: &SettledToken, tokenizer: &Tokenizer) -> Value {
 /// log-probability has nothing before it.
 pub(crate) fn completions<'a>(
     scored: impl Iterator<Item = (&'a SettledToken, Option<f64>)>,
-    (mut place, between): (Place, &[String]),
+    (mut place, options): (Place, &AnswerOptions),
     tokenizer: &Tokenizer,
 ) -> Value {
     let (mut tokens, mut logprobs, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
     for (token, logprob) in scored {
         let text = token_text(token.id, tokenizer);
-        for text in between.iter().take(token.gap).skip(place.gap) {
+        for text in options.between.iter().take(token.gap).skip(place.gap) {
             place.chars += text.chars().count();
         }
         place.gap = token.gap;
         offsets.push(place.chars);
         place.chars += text.chars().count();
-        tokens.push(text);
+        tokens.push(spelled(token.id, text, options));
         logprobs.push(logprob.map(finite));
         tops.push(match logprob {
             None => Value::Null,
-            Some(_) => top(token, tokenizer),
+            Some(_) => top(token, options, tokenizer),
         });
     }
     json!({
@@ -89,10 +96,11 @@ pub(crate) fn completions<'a>(
 
 /// The most probable tokens, and the token itself wherever it stands. Of tokens with the same text
 /// the most probable counts.
-fn top(token: &SettledToken, tokenizer: &Tokenizer) -> Value {
+fn top(token: &SettledToken, options: &AnswerOptions, tokenizer: &Tokenizer) -> Value {
     let mut map = Map::new();
     for &(id, logprob) in token.top.iter().chain([&(token.id, token.logprob)]) {
-        map.entry(token_text(id, tokenizer)).or_insert_with(|| json!(finite(logprob)));
+        let text = spelled(id, token_text(id, tokenizer), options);
+        map.entry(text).or_insert_with(|| json!(finite(logprob)));
     }
     Value::Object(map)
 }

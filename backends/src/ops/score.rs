@@ -305,6 +305,8 @@ mod tests {
         let score = one(guided);
         assert!((score.confidence - 3.5f64.exp() / (3.5f64.exp() + 2.0)).abs() < 1e-6);
         let banned = one(RowParams { bias: Arc::new([(1, f32::NEG_INFINITY)]), ..plain.clone() });
+        let only = one(RowParams { allowed: Some([2, 9].into_iter().collect()), ..plain.clone() });
+        assert_eq!((only.id, only.confidence, only.finite), (2, 1.0, true));
         assert_eq!(banned.id, 0);
         assert!((banned.confidence - 1.0f64.exp() / (1.0f64.exp() + 1.0)).abs() < 1e-6);
         // Its log-probability stays that of the model's own row.
@@ -320,10 +322,8 @@ mod tests {
     fn tokens_outside_a_set_are_never_chosen() {
         let mut logits = vec![0.0f32; 70];
         (logits[3], logits[40], logits[69]) = (5.0, 2.0, 1.0);
-        let tensor = Tensor::<2>::from_data(
-            TensorData::new(logits, [1, 70]),
-            (&Device::flex(), DType::F32),
-        );
+        let tensor =
+            Tensor::<2>::from_data(TensorData::new(logits, [1, 70]), (&Device::flex(), DType::F32));
         // 40 and 69; the last word has fewer bits than 32.
         let allowed = Some(TokenSet::new(vec![0, 1 << 8, 1 << 5]));
         let params = RowParams { allowed, ..RowParams::greedy(0) };

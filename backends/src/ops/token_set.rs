@@ -8,6 +8,20 @@ pub struct TokenSet {
     words: Arc<[u32]>,
 }
 
+impl FromIterator<u32> for TokenSet {
+    fn from_iter<T: IntoIterator<Item = u32>>(ids: T) -> Self {
+        let mut words = Vec::new();
+        for id in ids {
+            let at = id as usize / 32;
+            if at >= words.len() {
+                words.resize(at + 1, 0);
+            }
+            words[at] |= 1 << (id % 32);
+        }
+        Self::new(words)
+    }
+}
+
 impl TokenSet {
     /// From bits, id `32 w + b` being bit `b` of word `w`.
     #[must_use]

@@ -94,6 +94,7 @@ impl AdaptiveParallel {
         };
         RowParams {
             bias: self.request.bias_at(self.canvas.rank(position), true),
+            allowed: self.request.allowed.clone(),
             filters: self.request.filters,
             draw,
             // The kept row goes into the mixture, which the filters apply to.

@@ -197,9 +197,9 @@ impl Canvas {
         }
     }
 
-    /// Whether the last gap came to an end token.
+    /// Whether a gap came to an end token.
     pub(crate) fn has_ended(&self) -> bool {
-        self.gaps.last().is_some_and(|gap| self.end_of(gap).is_some())
+        self.gaps.iter().any(|gap| self.end_of(gap).is_some())
     }
 
     /// Committed tokens before `limit` with nothing open before them, up to the end of each gap,
@@ -249,7 +249,7 @@ mod tests {
         assert!(canvas.is_open(2), "something before the end is open");
         canvas.fill(0, token(3));
         canvas.close_gaps();
-        assert!(!canvas.is_open(2) && canvas.has_open() && !canvas.has_ended());
+        assert!(!canvas.is_open(2) && canvas.has_open() && canvas.has_ended());
         let ids = |taken: Vec<SettledToken>| -> Vec<(usize, u32)> {
             taken.iter().map(|t| (t.gap, t.id)).collect()
         };

@@ -101,6 +101,7 @@ impl Denoising {
             let mut want = self.want(position, Purpose::Tail);
             want.guidance = None;
             want.params.credit = None;
+            want.params.allowed = self.request.allowed.clone();
             want.params.keep_row = false;
             want.params.previous = None;
             want.params.mass_of = ends.clone();

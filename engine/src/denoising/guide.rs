@@ -13,7 +13,7 @@ use crate::decoding::Candidate;
 impl Denoising {
     /// What an open position may hold, where that is known.
     pub(super) fn allowed_at(&self, position: usize) -> Option<TokenSet> {
-        let guided = self.guided.as_ref()?;
+        let Some(guided) = &self.guided else { return self.request.allowed.clone() };
         let ahead = position.checked_sub(self.open().next()?)?;
         guided.allowed(ahead).cloned()
     }

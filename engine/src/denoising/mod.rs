@@ -178,9 +178,7 @@ impl Denoising {
                 return;
             }
             // Nothing changes in idle steps but their number.
-            while self.quota.planned(&self.block.state) == Some(0)
-                && !self.is_block_over()
-            {
+            while self.quota.planned(&self.block.state) == Some(0) && !self.is_block_over() {
                 self.step += 1;
                 self.block.state.step += 1;
             }

@@ -135,7 +135,7 @@ impl Denoising {
         let keeps_rows = self.quota.needs_divergence();
         let params = RowParams {
             bias: self.request.bias_at(self.canvas.rank(position), takes_end),
-            allowed: self.allowed_at(position).filter(|_| purpose == Purpose::Choose),
+            allowed: self.allowed_at(position),
             filters: Filters { order, ..self.request.filters },
             draw: self.draw(position, self.step),
             confidence_of: self.config.confidence_of,

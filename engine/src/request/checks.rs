@@ -122,6 +122,8 @@ pub(super) fn check_structure(params: &RequestParams) -> Result<(), RequestError
     let found = [
         ("min_tokens", params.min_tokens > 0),
         ("ignore_eos", params.ignore_eos),
+        ("allowed_token_ids", params.sampling.allowed_token_ids.is_some()),
+        ("bad_words", !params.sampling.bad_words.is_empty()),
         ("diffusion.likelihood", params.task != Task::Generate),
         ("diffusion.infill", !params.infill.is_empty()),
         ("diffusion.remask", config.is_some_and(|c| c.revise != Revise::None)),

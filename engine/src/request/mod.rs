@@ -1,18 +1,20 @@
 //! Requests: can only be built valid. Every number is bounded here, before anything is allocated.
 
 mod checks;
+mod vocabulary;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dfastllm_models::PAGE_SIZE;
-use dfastllm_models::ops::{Filters, Penalties};
+use dfastllm_models::ops::{Filters, Penalties, TokenSet};
 use dfastllm_models::{Alignment, Guide, LoadedModel, ReferenceLoop};
 
 use self::checks::{
     check_ids, check_lengths, check_model, check_parts, check_sampling, check_structure, check_task,
 };
+use self::vocabulary::Vocabulary;
 use crate::RequestError;
 use crate::autoregressive::Autoregressive;
 use crate::decoding::{DecodingConfig, Quota, Rules, Seeded, Uniforms};
@@ -76,6 +78,10 @@ pub struct Sampling {
     pub min_p: Option<f64>,
     /// Added to single logits.
     pub logit_bias: Vec<(u32, f32)>,
+    /// The only tokens that may be chosen, if not all.
+    pub allowed_token_ids: Option<Arc<[u32]>>,
+    /// Runs of tokens that the answer must not hold; single ones of a model that denoises.
+    pub bad_words: Vec<Vec<u32>>,
     /// Lowers tokens that are there already.
     pub penalties: PenaltyScales,
     /// How many most probable tokens to report with each token.
@@ -231,6 +237,9 @@ pub struct GenerationRequest {
     pub(crate) min_tokens: usize,
     pub(crate) end_ids: Arc<[u32]>,
     pub(crate) bias: Arc<[(u32, f32)]>,
+    /// The only tokens that may be chosen, if not all.
+    pub(crate) allowed: Option<TokenSet>,
+    words: Arc<[Vec<u32>]>,
     pub(crate) filters: Filters,
     pub(crate) top_logprobs: usize,
     pub(crate) seed: u64,
@@ -274,6 +283,7 @@ impl GenerationRequest {
             check_model(config, &params, limits)?;
         }
         let parts = check_parts(&params, limits)?;
+        let Vocabulary { bias, allowed, words } = Vocabulary::new(&params, limits)?;
         let decoding = match (params.decoding, limits.mask_id) {
             (Some(config), Some(mask_id)) => {
                 config.validate()?;
@@ -297,7 +307,9 @@ impl GenerationRequest {
             max_tokens: params.max_tokens,
             min_tokens: params.min_tokens,
             end_ids: end_ids.into(),
-            bias: bias(&params.sampling.logit_bias, limits.mask_id),
+            bias,
+            allowed,
+            words,
             filters: filters(&params.sampling),
             top_logprobs: params.sampling.top_logprobs,
             seed: params.seed,
@@ -347,6 +359,23 @@ impl GenerationRequest {
         self.bias.iter().copied().chain(banned).collect()
     }
 
+    /// The bias of the token after `said`, the answer so far: it completes no banned word.
+    pub(crate) fn bias_after(&self, said: impl Iterator<Item = u32>) -> Arc<[(u32, f32)]> {
+        let said: Vec<u32> = said.collect();
+        let bias = self.bias_at(said.len(), true);
+        let banned: Vec<u32> = vocabulary::endings(&self.words, &said).collect();
+        if banned.is_empty() {
+            return bias;
+        }
+        let banned = banned.into_iter().map(|id| (id, f32::NEG_INFINITY));
+        bias.iter().copied().chain(banned).collect()
+    }
+
+    /// Whether words of several tokens are banned.
+    pub(crate) fn bans_words(&self) -> bool {
+        !self.words.is_empty()
+    }
+
     /// Longest the sequence can become.
     pub(crate) fn total_len(&self) -> usize {
         self.prompt.len() + parts_len(&self.parts)
@@ -390,12 +419,6 @@ fn parts_len(parts: &[InfillPart]) -> usize {
         InfillPart::Gap { len, .. } => *len,
     };
     parts.iter().map(len).fold(0, usize::saturating_add)
-}
-
-/// The request's bias; a position is never filled with the mask itself.
-fn bias(logit_bias: &[(u32, f32)], mask_id: Option<u32>) -> Arc<[(u32, f32)]> {
-    let mask = mask_id.map(|id| (id, f32::NEG_INFINITY));
-    logit_bias.iter().copied().chain(mask).collect()
 }
 
 fn filters(sampling: &Sampling) -> Filters {

@@ -12,9 +12,9 @@ mod guide;
 mod vocabulary;
 
 pub use compiler::StructureCompiler;
+pub use dfastllm_backends::ops::TokenSet;
 pub use error::StructureError;
 pub use guide::Guide;
-pub use dfastllm_backends::ops::TokenSet;
 
 /// A form that answers have to have.
 #[derive(Debug, Clone, PartialEq)]

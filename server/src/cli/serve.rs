@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use axum::serve::ListenerExt;
 use clap::Args;
 use dfastllm_backends::DeviceProvider;
 use dfastllm_engine::Engine;
@@ -124,6 +125,12 @@ fn log_ready(state: &AppState) {
 async fn listen(listener: TcpListener, state: AppState) -> std::io::Result<()> {
     let address: SocketAddr = listener.local_addr()?;
     tracing::info!("listening on http://{address}");
+    let listener = listener.tap_io(|stream| {
+        // A token is not to wait for the next one to fill a packet.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "TCP_NODELAY cannot be set");
+        }
+    });
     let (draining, drained) = tokio::sync::oneshot::channel();
     let server = axum::serve(listener, app(state.clone())).with_graceful_shutdown(async move {
         shutdown::requested().await;

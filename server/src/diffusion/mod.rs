@@ -1,6 +1,9 @@
 //! The `diffusion` object of a request, its aliases, and the knobs they set.
 
 mod knobs;
+mod xargs;
+
+pub(crate) use xargs::collect_xargs;
 
 use dfastllm_engine::{Patterns, Task};
 use serde_json::{Map, Value};
@@ -92,6 +95,7 @@ impl DiffusionFields {
     /// Resolves aliases and refuses unknown fields.
     pub(crate) fn new(given: Map<String, Value>) -> Result<Self, ApiError> {
         let mut fields = Map::new();
+        let is_parallel = given.get("parallel_decoding") == Some(&Value::Bool(true));
         for (name, value) in given.into_iter().filter(|(_, v)| !v.is_null()) {
             let Some((field, value)) = resolve(&name, value)? else { continue };
             if let Some(other) = fields.insert(field.to_owned(), value.clone())
@@ -101,7 +105,18 @@ impl DiffusionFields {
                 return Err(ApiError::invalid(&format!("diffusion.{field}"), message));
             }
         }
+        if is_parallel && fields.get("quota").is_some_and(|quota| quota == "one") {
+            let message = "parallel_decoding is true, but quota one commits a token a pass";
+            return Err(ApiError::invalid("diffusion.parallel_decoding", message));
+        }
         Ok(Self(fields))
+    }
+
+    /// The same with a number of steps.
+    pub(crate) fn with_steps(&self, steps: usize) -> Self {
+        let mut fields = self.0.clone();
+        fields.insert("steps".to_owned(), steps.into());
+        Self(fields)
     }
 
     /// Generated length, where the alias gives it.
@@ -296,6 +311,7 @@ mod tests {
     fn contradictions_and_unknown_fields_are_refused_by_name() {
         for (fields, want) in [
             (json!({"steps": 8, "threshold": 0.9}), "threshold another one"),
+            (json!({"parallel_decoding": true, "quota": "one"}), "parallel_decoding is true"),
             (json!({"quota": "one", "threshold": 0.9}), "quota is one"),
             (json!({"alg": "entropy", "score": "margin"}), "score is"),
             (json!({"preset": "reference", "block_length": 32, "steps": 7}), "a multiple"),

@@ -6,13 +6,14 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use dfastllm_engine::{Task, Usage};
-use dfastllm_models::{ChatTemplate, SpecialTokens, Tokenizer};
+use dfastllm_models::{ChatTemplate, Rendering, SpecialTokens, Tokenizer};
 use serde_json::{Map, Value};
 
 use super::respond::{Frame, Prepared, respond};
 use super::types::{Body, ChatRequest, parse};
-use crate::convert::{Endpoint, check_model, convert};
+use crate::convert::{Endpoint, check_model, convert_request};
 use crate::generation::Choices;
+use crate::prompting::{rendering, special_tokens};
 use crate::{ApiError, AppState};
 
 const MAX_MESSAGES: usize = 10_000;
@@ -36,21 +37,33 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
         ApiError::invalid("messages", message)
     })?;
     let messages = messages(request.messages)?;
-    let prompt = prompt(messages, template, served.tokenizer.clone()).await?;
-    let (mut params, options) = convert(
+    let rendering = rendering(
+        request.add_generation_prompt,
+        request.continue_final_message,
+        request.chat_template_kwargs,
+    )?;
+    // The template writes all special tokens itself.
+    let special = special_tokens(request.common.add_special_tokens, SpecialTokens::Skip);
+    let how = (rendering, special);
+    let mut prompt = prompt(messages, template, served.tokenizer.clone(), how).await?;
+    let (mut params, options) = convert_request(
         request.common,
         (request.max_completion_tokens, None),
         prompt.len(),
         Endpoint::Chat,
-        served,
-    )?;
+        state,
+    )
+    .await?;
+    if let Some(cut) = options.cut {
+        cut.apply(&mut prompt);
+    }
     params.arrival = arrival;
     if params.task != Task::Generate {
         let message = "a likelihood is asked of /v1/completions, whose prompt holds the answer";
         return Err(ApiError::invalid("diffusion.likelihood", message));
     }
     let frame = Frame::new(Endpoint::Chat, served);
-    let names = frame.names(headers);
+    let names = frame.names(headers, &options);
     let choices = Choices::submit((state, served), vec![prompt], &params, &options, names)?;
     let (tokenizer, echoes) = (served.tokenizer.clone(), Vec::new());
     Ok(Prepared { frame, choices, options, tokenizer, echoes, scoring: Usage::default() })
@@ -62,8 +75,8 @@ pub(crate) fn encode_chat(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,
 ) -> Result<Vec<u32>, String> {
-    let text = template.render(messages, None, true).map_err(|e| e.to_string())?;
-    // The template writes all special tokens itself.
+    let rendering = Rendering { add_generation_prompt: true, ..Rendering::default() };
+    let text = template.render_with(messages, None, &rendering).map_err(|e| e.to_string())?;
     tokenizer.encode(&text, SpecialTokens::Skip)
 }
 
@@ -71,8 +84,13 @@ async fn prompt(
     messages: Value,
     template: ChatTemplate,
     tokenizer: Tokenizer,
+    (rendering, special): (Rendering, SpecialTokens),
 ) -> Result<Vec<u32>, ApiError> {
-    tokio::task::spawn_blocking(move || encode_chat(&messages, &template, &tokenizer))
+    let encode = move || {
+        let text = template.render_with(&messages, None, &rendering).map_err(|e| e.to_string())?;
+        tokenizer.encode(&text, special)
+    };
+    tokio::task::spawn_blocking(encode)
         .await
         .unwrap_or_else(|_| Err("rendering failed".to_owned()))
         .map_err(|message| ApiError::invalid("messages", message))

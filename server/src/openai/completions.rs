@@ -4,18 +4,19 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use dfastllm_engine::{FinishReason, PenaltyScales, RequestParams, Task, Usage};
 use dfastllm_models::{SpecialTokens, Tokenizer};
 use serde_json::{Value, json};
 
 use super::echo::{Echo, echoes, likelihoods, text_of};
-use super::respond::{Frame, Prepared, respond};
+use super::respond::{Frame, Prepared, named, respond};
 use super::types::{Body, CompletionRequest, parse};
-use crate::convert::{AnswerOptions, Endpoint, check_model, convert};
-use crate::generation::Choices;
+use crate::convert::{AnswerOptions, Endpoint, check_model, convert_request};
+use crate::generation::{Choices, Scorer};
 use crate::metrics::{Outcome, Times};
+use crate::prompting::{Cut, special_tokens};
 use crate::{ApiError, AppState};
 
 const MAX_PROMPTS: usize = 1024;
@@ -27,7 +28,7 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     match prepare(&state, &headers, body).await {
         Ok(Prepare::Run(prepared)) => respond(&state, Ok(*prepared)).await,
-        Ok(Prepare::Scored(body)) => Ok(Json(body).into_response()),
+        Ok(Prepare::Scored(body, id)) => Ok(named(Json(body).into_response(), id)),
         Err(error) => respond(&state, Err(error)).await,
     }
 }
@@ -35,7 +36,7 @@ pub(crate) async fn create(
 /// A request that generates, or the answer to one that only scored its prompts.
 enum Prepare {
     Run(Box<Prepared>),
-    Scored(Value),
+    Scored(Value, Option<HeaderValue>),
 }
 
 async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Prepare, ApiError> {
@@ -43,13 +44,17 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
     let served = state.require_model()?;
     let request: CompletionRequest = parse(headers, body)?;
     check_model(request.common.model.as_deref(), served)?;
-    let prompts = prompts(request.prompt, served.tokenizer.clone()).await?;
-    let longest = prompts.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
+    let echo = request.echo.unwrap_or(false);
+    let special = special_tokens(request.common.add_special_tokens, SpecialTokens::Include);
+    let fields = (None, request.suffix);
+    // How long an answer is depends on its prompt in chats only.
     let (mut params, options) =
-        convert(request.common, (None, request.suffix), longest, Endpoint::Completions, served)?;
+        convert_request(request.common, fields, 0, Endpoint::Completions, state).await?;
+    let prompts = prompts(request.prompt, served.tokenizer.clone(), (special, options.cut)).await?;
     params.arrival = arrival;
     let frame = Frame::new(Endpoint::Completions, served);
-    let echo = request.echo.unwrap_or(false);
+    let names = frame.names(headers, &options);
+    let scorer = Scorer { state, served, names: &names };
     if params.task != Task::Generate {
         refuse_stream(&options, "a likelihood is one number")?;
         refuse_for_answers(&params, &options, "diffusion.likelihood")?;
@@ -63,25 +68,26 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
                 ("presence_penalty", sampling.penalties != PenaltyScales::default()),
             ],
         )?;
-        let (choices, usage) = likelihoods(&prompts, &params, served).await?;
+        let (choices, usage) = likelihoods(&prompts, &params, scorer).await?;
         count_scored(state, &prompts, (usage, arrival));
-        return Ok(Prepare::Scored(frame.scored(choices, usage, &prompts)));
+        let body = frame.scored(choices, usage, &prompts);
+        return Ok(Prepare::Scored(body, options.request_id));
     }
     if echo && params.max_tokens == 0 {
         refuse_stream(&options, "an answer of 0 tokens comes at once")?;
         refuse_for_answers(&params, &options, "max_tokens 0")?;
     }
     let (echoes, scoring) = match echo {
-        true => echoes(&prompts, &params, options.logprobs.is_some(), served).await?,
+        true => echoes(&prompts, &params, options.logprobs.is_some(), scorer).await?,
         false => (Vec::new(), Usage::default()),
     };
     if echo && params.max_tokens == 0 {
         count_scored(state, &prompts, (scoring, arrival));
         let choice = |(index, echo)| echoed_choice(index, echo, &options, &served.tokenizer);
         let choices = echoes.iter().enumerate().map(choice).collect();
-        return Ok(Prepare::Scored(frame.scored(choices, scoring, &prompts)));
+        let body = frame.scored(choices, scoring, &prompts);
+        return Ok(Prepare::Scored(body, options.request_id));
     }
-    let names = frame.names(headers);
     let prompts = prompts.into_iter().map(|(_, ids)| ids).collect();
     let choices = Choices::submit((state, served), prompts, &params, &options, names)?;
     let tokenizer = served.tokenizer.clone();
@@ -99,6 +105,10 @@ fn refuse_for_answers(
         beside,
         [
             ("n", options.n > 1),
+            ("best_of", options.best_of > 1),
+            ("allowed_token_ids", params.sampling.allowed_token_ids.is_some()),
+            ("bad_words", !params.sampling.bad_words.is_empty()),
+            ("include_stop_str_in_output", options.keeps_stop),
             ("suffix", !params.infill.is_empty()),
             ("stop", !options.stops.is_empty()),
             ("stop_token_ids", !params.stop_token_ids.is_empty()),
@@ -157,6 +167,7 @@ fn echoed_choice(
 async fn prompts(
     prompt: Option<Value>,
     tokenizer: Tokenizer,
+    (special, cut): (SpecialTokens, Option<Cut>),
 ) -> Result<Vec<(String, Vec<u32>)>, ApiError> {
     let list = match prompt {
         None | Some(Value::Null) => return Err(ApiError::invalid("prompt", "prompt is missing")),
@@ -173,8 +184,13 @@ async fn prompts(
     // Long prompts take milliseconds: not on the threads that answer health checks.
     tokio::task::spawn_blocking(move || {
         let prompt = |(index, given): (usize, &Value)| {
-            let ids = tokens(given, index, &tokenizer)?;
-            Ok((text_of(given.as_str(), &ids, &tokenizer), ids))
+            let mut ids = tokens(given, index, &tokenizer, special)?;
+            let len = ids.len();
+            if let Some(cut) = cut {
+                cut.apply(&mut ids);
+            }
+            let given = given.as_str().filter(|_| ids.len() == len);
+            Ok((text_of(given, &ids, &tokenizer), ids))
         };
         list.iter().enumerate().map(prompt).collect()
     })
@@ -185,11 +201,16 @@ async fn prompts(
     })
 }
 
-fn tokens(prompt: &Value, index: usize, tokenizer: &Tokenizer) -> Result<Vec<u32>, ApiError> {
+fn tokens(
+    prompt: &Value,
+    index: usize,
+    tokenizer: &Tokenizer,
+    special: SpecialTokens,
+) -> Result<Vec<u32>, ApiError> {
     let tokens = match prompt {
         Value::String(text) if text.is_empty() => Vec::new(),
         Value::String(text) => tokenizer
-            .encode(text, SpecialTokens::Include)
+            .encode(text, special)
             .map_err(|e| ApiError::invalid("prompt", format!("prompt at index {index}: {e}")))?,
         Value::Array(ids) => ids
             .iter()

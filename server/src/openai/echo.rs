@@ -5,10 +5,10 @@ use dfastllm_models::{SpecialTokens, Tokenizer};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 
+use crate::ApiError;
 use crate::convert::AnswerOptions;
-use crate::generation::score;
+use crate::generation::Scorer;
 use crate::logprobs::{Place, completions};
-use crate::{ApiError, ServedModel};
 
 /// A prompt at the beginning of its answer.
 #[derive(Debug, Clone, Default)]
@@ -31,7 +31,7 @@ impl Echo {
         let chars = if self.tokens.is_empty() { self.text.chars().count() } else { 0 };
         let place = Place { chars, gap: 0 };
         let answer = answer.iter().map(|t| (t, Some(t.logprob)));
-        let mut object = completions(prompt.chain(answer), (place, &options.between), tokenizer);
+        let mut object = completions(prompt.chain(answer), (place, options), tokenizer);
         if options.at_commit {
             object["measured"] = "at_commit".into();
         }
@@ -52,10 +52,10 @@ pub(crate) async fn echoes(
     prompts: &[(String, Vec<u32>)],
     params: &RequestParams,
     wants_scores: bool,
-    served: &ServedModel,
+    scorer: Scorer<'_>,
 ) -> Result<(Vec<Echo>, Usage), ApiError> {
     let echoes: Vec<_> =
-        prompts.iter().map(|prompt| echo(prompt, params, wants_scores, served)).collect();
+        prompts.iter().map(|prompt| echo(prompt, params, wants_scores, scorer)).collect();
     let echoes: Vec<(Echo, Usage)> = stream::iter(echoes).buffered(AT_ONCE).try_collect().await?;
     let mut total = Usage::default();
     echoes.iter().for_each(|(_, usage)| total.merge(usage));
@@ -66,14 +66,14 @@ async fn echo(
     (text, ids): &(String, Vec<u32>),
     params: &RequestParams,
     wants_scores: bool,
-    served: &ServedModel,
+    scorer: Scorer<'_>,
 ) -> Result<(Echo, Usage), ApiError> {
     if !wants_scores || ids.len() < 2 {
         // Nothing is run for it; it has to be a prompt all the same.
         let max_tokens = params.max_tokens.max(1);
         let infill = if params.max_tokens == 0 { Vec::new() } else { params.infill.clone() };
         let alone = RequestParams { prompt: ids.clone(), max_tokens, infill, ..params.clone() };
-        GenerationRequest::new(alone, &served.limits)?;
+        GenerationRequest::new(alone, &scorer.served.limits)?;
     }
     let mut echo = Echo { text: text.clone(), tokens: Vec::new() };
     if wants_scores {
@@ -89,7 +89,7 @@ async fn echo(
             infill: Vec::new(),
             ..params.clone()
         };
-        let (scores, usage) = score(served, params).await?;
+        let (scores, usage) = scorer.score(params).await?;
         if let PromptScores::Tokens(scored) = scores {
             echo.tokens.extend(scored);
         }
@@ -102,10 +102,10 @@ async fn echo(
 pub(crate) async fn likelihoods(
     prompts: &[(String, Vec<u32>)],
     params: &RequestParams,
-    served: &ServedModel,
+    scorer: Scorer<'_>,
 ) -> Result<(Vec<Value>, Usage), ApiError> {
     let score = |(_, ids): &(String, Vec<u32>)| {
-        score(served, RequestParams { prompt: ids.clone(), ..params.clone() })
+        scorer.score(RequestParams { prompt: ids.clone(), ..params.clone() })
     };
     let scored: Vec<_> = prompts.iter().map(score).collect();
     let scored: Vec<(PromptScores, Usage)> =

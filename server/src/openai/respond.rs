@@ -1,21 +1,18 @@
-//! Answers, whole and streamed, for both generation endpoints.
-
-use std::convert::Infallible;
+//! Answers for both generation endpoints; `streaming.rs` has the streamed ones.
 
 use axum::Json;
-use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
-use dfastllm_engine::{Audit, Change, ChangeKind, FinishReason, SettledToken, TraceStep, Usage};
+use dfastllm_engine::{Audit, FinishReason, SettledToken, TraceStep, Usage};
 use dfastllm_models::Tokenizer;
-use futures_util::stream;
 use serde_json::{Value, json};
 
 use super::echo::Echo;
+use super::streaming::streamed;
 use crate::app::REQUEST_ID;
 use crate::convert::{AnswerOptions, Endpoint};
 use crate::generation::{Choices, Update};
-use crate::logprobs::{Place, logprobs, token_text};
+use crate::logprobs::{Place, logprobs};
 use crate::{ApiError, AppState, ServedModel};
 
 /// What stands in every object of one answer.
@@ -41,8 +38,9 @@ impl Frame {
     }
 
     /// What the request can be cancelled by: the answer's id and the request's own.
-    pub(crate) fn names(&self, headers: &HeaderMap) -> Vec<String> {
-        let given = headers.get(&REQUEST_ID).and_then(|id| id.to_str().ok());
+    pub(crate) fn names(&self, headers: &HeaderMap, options: &AnswerOptions) -> Vec<String> {
+        let given = [headers.get(&REQUEST_ID), options.request_id.as_ref()];
+        let given = given.into_iter().flatten().filter_map(|id| id.to_str().ok());
         std::iter::once(self.id.as_str()).chain(given).map(str::to_owned).collect()
     }
 
@@ -59,7 +57,11 @@ impl Frame {
         body
     }
 
-    fn object(&self, streamed: bool, choices: Value) -> Value {
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.endpoint
+    }
+
+    pub(crate) fn object(&self, streamed: bool, choices: Value) -> Value {
         let object = match (self.endpoint, streamed) {
             (Endpoint::Completions, _) => "text_completion",
             (Endpoint::Chat, false) => "chat.completion",
@@ -89,18 +91,18 @@ pub(crate) struct Prepared {
 
 impl Prepared {
     /// The prompt in front of a choice.
-    fn echo(&self, choice: usize) -> Option<&Echo> {
-        self.echoes.get(choice / self.options.n.max(1))
+    pub(crate) fn echo(&self, choice: usize) -> Option<&Echo> {
+        self.echoes.get(choice / self.options.best_of.max(1))
     }
 
-    fn usage(&self) -> Usage {
-        let mut usage = self.choices.usage(self.options.n);
+    pub(crate) fn usage(&self) -> Usage {
+        let mut usage = self.choices.usage(self.options.best_of);
         usage.merge(&self.scoring);
         usage
     }
 
     /// `logprobs` of a choice's tokens, after the prompt where that is part of it.
-    fn logprobs(&self, choice: usize, tokens: &[SettledToken]) -> Value {
+    pub(crate) fn logprobs(&self, choice: usize, tokens: &[SettledToken]) -> Value {
         match self.echo(choice).filter(|_| self.options.logprobs.is_some()) {
             Some(echo) => echo.logprobs(tokens, &self.options, &self.tokenizer),
             None => logprobs(
@@ -122,7 +124,8 @@ pub(crate) async fn respond(
     if prepared.options.stream {
         // An error before the first event still gets a status of its own.
         let first = next_update(&mut prepared.choices).await?;
-        return Ok(streamed(prepared, first));
+        let request_id = prepared.options.request_id.clone();
+        return Ok(named(streamed(prepared, first), request_id));
     }
     let mut answers = vec![Answer::default(); prepared.choices.len()];
     while let Some(update) = next_update(&mut prepared.choices).await? {
@@ -132,11 +135,40 @@ pub(crate) async fn respond(
         answer.trace = prepared.choices.take_trace(index);
         answer.gaps = prepared.choices.take_gaps(index);
     }
-    let list: Vec<Value> =
-        answers.iter().enumerate().map(|(i, a)| a.choice(i, &prepared)).collect();
+    let best = best(&answers, &prepared.options);
+    let choice = |(index, made): (usize, &usize)| {
+        let mut choice = answers[*made].choice(*made, &prepared);
+        choice["index"] = index.into();
+        choice
+    };
+    let list: Vec<Value> = best.iter().enumerate().map(choice).collect();
     let mut body = prepared.frame.object(false, list.into());
     body["usage"] = usage(prepared.usage());
-    Ok(Json(body).into_response())
+    Ok(named(Json(body).into_response(), prepared.options.request_id))
+}
+
+/// Which choices of each prompt are in the answer: those of the highest mean log-probability, best
+/// first, or all.
+fn best(answers: &[Answer], options: &AnswerOptions) -> Vec<usize> {
+    let all: Vec<usize> = (0..answers.len()).collect();
+    if options.best_of == options.n {
+        return all;
+    }
+    let of_prompt = |made: &[usize]| {
+        let mut made = made.to_vec();
+        made.sort_by(|&a, &b| answers[b].mean_logprob().total_cmp(&answers[a].mean_logprob()));
+        made.truncate(options.n);
+        made
+    };
+    all.chunks(options.best_of).flat_map(of_prompt).collect()
+}
+
+/// A response under the id that the request's body gives it.
+pub(crate) fn named(mut response: Response, request_id: Option<HeaderValue>) -> Response {
+    if let Some(id) = request_id {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
 }
 
 async fn next_update(choices: &mut Choices) -> Result<Option<Update>, ApiError> {
@@ -161,6 +193,11 @@ impl Answer {
         self.text.push_str(&update.text);
         self.tokens.extend(update.tokens);
         self.finish = update.finish.or(self.finish);
+    }
+
+    fn mean_logprob(&self) -> f64 {
+        let sum: f64 = self.tokens.iter().map(|token| token.logprob).sum();
+        sum / self.tokens.len().max(1) as f64
     }
 
     fn choice(&self, index: usize, prepared: &Prepared) -> Value {
@@ -191,11 +228,11 @@ impl Answer {
     }
 }
 
-fn ids(tokens: &[SettledToken]) -> Value {
+pub(crate) fn ids(tokens: &[SettledToken]) -> Value {
     tokens.iter().map(|token| token.id).collect::<Vec<u32>>().into()
 }
 
-fn finish_reason(reason: Option<FinishReason>) -> Value {
+pub(crate) fn finish_reason(reason: Option<FinishReason>) -> Value {
     match reason {
         Some(FinishReason::Stop) => "stop".into(),
         Some(FinishReason::Length) => "length".into(),
@@ -250,185 +287,4 @@ fn audit(audit: &Audit) -> Value {
         "mean_drift": audit.mean_drift(),
         "max_drift": audit.max_drift,
     })
-}
-
-/// Where a stream stands.
-enum Stage {
-    /// Chat names the role of every choice first; completions repeat the prompt if asked to.
-    Start(Option<Update>),
-    Updates,
-    Usage,
-    Done,
-    Over,
-}
-
-struct Streaming {
-    prepared: Prepared,
-    /// What of each choice was sent so far.
-    places: Vec<Place>,
-    stage: Stage,
-}
-
-fn streamed(prepared: Prepared, first: Option<Update>) -> Response {
-    let prompt = |choice| prepared.echo(choice).map_or(0, |echo| echo.text.chars().count());
-    let place = |choice| Place { chars: prompt(choice), gap: 0 };
-    let places = (0..prepared.choices.len()).map(place).collect();
-    let streaming = Streaming { prepared, places, stage: Stage::Start(first) };
-    let body = stream::unfold(streaming, |mut streaming| async {
-        streaming.next().await.map(|text| (Ok::<_, Infallible>(Bytes::from(text)), streaming))
-    });
-    let headers = [
-        (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
-        (header::CACHE_CONTROL, "no-cache"),
-    ];
-    (headers, Body::from_stream(body)).into_response()
-}
-
-impl Streaming {
-    /// The next events, as text; `None` at the end.
-    async fn next(&mut self) -> Option<String> {
-        loop {
-            match std::mem::replace(&mut self.stage, Stage::Over) {
-                Stage::Start(first) => {
-                    self.stage = Stage::Updates;
-                    let text = self.start() + &first.map(|u| self.chunks(&u)).unwrap_or_default();
-                    if !text.is_empty() {
-                        return Some(text);
-                    }
-                }
-                Stage::Updates => {
-                    let next = self.prepared.choices.next().await;
-                    match next {
-                        Ok(Some(update)) => {
-                            self.stage = Stage::Updates;
-                            let text = self.chunks(&update);
-                            if !text.is_empty() {
-                                return Some(text);
-                            }
-                        }
-                        Ok(None) => self.stage = Stage::Usage,
-                        Err(error) => {
-                            self.prepared.choices.fail(&error);
-                            self.stage = Stage::Done;
-                            return Some(event(&ApiError::from(error).body()));
-                        }
-                    }
-                }
-                Stage::Usage => {
-                    self.stage = Stage::Done;
-                    if self.prepared.options.include_usage {
-                        let mut chunk = self.prepared.frame.object(true, json!([]));
-                        chunk["usage"] = usage(self.prepared.usage());
-                        return Some(event(&chunk));
-                    }
-                }
-                Stage::Done => return Some("data: [DONE]\n\n".to_owned()),
-                Stage::Over => return None,
-            }
-        }
-    }
-
-    fn start(&self) -> String {
-        let role = json!({"role": "assistant", "content": ""});
-        let choice = |index| match (self.prepared.frame.endpoint, self.prepared.echo(index)) {
-            (Endpoint::Chat, _) => Some(self.delta(index, role.clone())),
-            (Endpoint::Completions, Some(echo)) => {
-                let mut choice = self.delta(index, json!(echo.text));
-                choice["logprobs"] = self.prepared.logprobs(index, &[]);
-                Some(choice)
-            }
-            (Endpoint::Completions, None) => None,
-        };
-        (0..self.prepared.choices.len()).filter_map(choice).map(|c| self.event_of(c)).collect()
-    }
-
-    /// The chunks of an update: one for its text, one for changes of the canvas, one for its end.
-    fn chunks(&mut self, update: &Update) -> String {
-        let mut out = String::new();
-        let options = &self.prepared.options;
-        let wants_tokens = options.return_token_ids || options.logprobs.is_some();
-        if !update.text.is_empty() || (wants_tokens && !update.tokens.is_empty()) {
-            let delta = match self.prepared.frame.endpoint {
-                Endpoint::Chat => json!({"content": update.text}),
-                Endpoint::Completions => json!(update.text),
-            };
-            let mut choice = self.delta(update.index, delta);
-            let prepared = &self.prepared;
-            choice["logprobs"] = logprobs(
-                &update.tokens,
-                prepared.frame.endpoint,
-                (&prepared.options, self.places[update.index]),
-                &prepared.tokenizer,
-            );
-            if self.prepared.options.return_token_ids {
-                choice["token_ids"] = ids(&update.tokens);
-            }
-            out.push_str(&self.event_of(choice));
-        }
-        let place = &mut self.places[update.index];
-        place.chars += update.text.chars().count();
-        place.gap = update.tokens.last().map_or(place.gap, |token| token.gap);
-        if !update.changes.is_empty() {
-            let mut choice = self.delta(update.index, Value::Null);
-            choice["denoising"] = denoising(&update.changes, &self.prepared.tokenizer);
-            out.push_str(&self.event_of(choice));
-        }
-        if let Some(reason) = update.finish {
-            let mut choice = self.delta(update.index, Value::Null);
-            choice["finish_reason"] = finish_reason(Some(reason));
-            if self.prepared.options.trace {
-                choice["trace"] = trace(&self.prepared.choices.take_trace(update.index));
-            }
-            if self.prepared.options.gaps {
-                choice["gaps"] = json!(self.prepared.choices.take_gaps(update.index));
-            }
-            out.push_str(&self.event_of(choice));
-        }
-        out
-    }
-
-    fn delta(&self, index: usize, delta: Value) -> Value {
-        match self.prepared.frame.endpoint {
-            Endpoint::Chat => json!({
-                "index": index,
-                "delta": if delta.is_null() { json!({}) } else { delta },
-                "logprobs": null,
-                "finish_reason": null,
-            }),
-            Endpoint::Completions => json!({
-                "index": index,
-                "text": if delta.is_null() { json!("") } else { delta },
-                "logprobs": null,
-                "finish_reason": null,
-            }),
-        }
-    }
-
-    fn event_of(&self, choice: Value) -> String {
-        let mut chunk = self.prepared.frame.object(true, json!([choice]));
-        if self.prepared.options.continuous_usage {
-            chunk["usage"] = usage(self.prepared.usage());
-        } else if self.prepared.options.include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        event(&chunk)
-    }
-}
-
-/// Changed positions: `[position, token id, text, confidence, what happened]`.
-fn denoising(changes: &[Change], tokenizer: &Tokenizer) -> Value {
-    let entry = |c: &Change| {
-        let kind = match c.kind {
-            ChangeKind::Tentative => "tentative",
-            ChangeKind::Committed => "committed",
-            ChangeKind::Remasked => "remasked",
-        };
-        let text = c.id.map(|id| token_text(id, tokenizer));
-        json!([c.position, c.id, text, c.confidence, kind])
-    };
-    changes.iter().map(entry).collect()
-}
-
-fn event(data: &Value) -> String {
-    format!("data: {data}\n\n")
 }

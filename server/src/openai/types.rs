@@ -40,16 +40,30 @@ pub(crate) struct Common {
     pub(crate) logprobs: Option<Value>,
     pub(crate) top_logprobs: Option<Value>,
     pub(crate) diffusion: Option<Map<String, Value>>,
+    pub(crate) best_of: Option<Value>,
+    pub(crate) truncate_prompt_tokens: Option<Value>,
+    pub(crate) truncation_side: Option<String>,
+    pub(crate) add_special_tokens: Option<bool>,
+    pub(crate) include_stop_str_in_output: Option<bool>,
+    pub(crate) bad_words: Option<Vec<String>>,
+    pub(crate) allowed_token_ids: Option<Vec<Value>>,
+    pub(crate) return_tokens_as_token_ids: Option<bool>,
+    pub(crate) spaces_between_special_tokens: Option<bool>,
+    pub(crate) request_id: Option<String>,
+    pub(crate) vllm_xargs: Option<Map<String, Value>>,
     #[serde(flatten)]
     pub(crate) rest: Map<String, Value>,
 }
 
 /// `stream_options`
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct StreamOptions {
     pub(crate) include_usage: Option<bool>,
     pub(crate) continuous_usage_stats: Option<bool>,
+    pub(crate) include_obfuscation: Option<bool>,
+    #[serde(flatten)]
+    pub(crate) rest: Map<String, Value>,
 }
 
 /// `POST /v1/completions`
@@ -67,6 +81,9 @@ pub(crate) struct CompletionRequest {
 pub(crate) struct ChatRequest {
     pub(crate) messages: Option<Vec<Value>>,
     pub(crate) max_completion_tokens: Option<Value>,
+    pub(crate) add_generation_prompt: Option<bool>,
+    pub(crate) continue_final_message: Option<bool>,
+    pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
     #[serde(flatten)]
     pub(crate) common: Common,
 }

@@ -1,10 +1,13 @@
-//! `dfastllm bench`: what the engine does on this machine, without HTTP in between.
+//! `dfastllm bench`: what the engine does on this machine, without HTTP in between, and what HTTP
+//! costs.
 
+mod clients;
 mod denoising;
 mod drive;
 mod latency;
 mod report;
 mod roofline;
+mod serve;
 mod throughput;
 mod workload;
 
@@ -25,6 +28,8 @@ enum Measure {
     Throughput,
     /// Times a reader notices: to the first token, between tokens
     Latency,
+    /// Streams over HTTP beside the same requests without it, and how long /health takes meanwhile
+    Serve,
     /// Rows and time of the first passes over a canvas of --output-len, under each preset
     Denoising,
     /// What passes over --input-len cached positions reach of the CPU's read and multiply rates
@@ -112,13 +117,18 @@ pub(crate) fn run(args: &BenchArgs, providers: &[Box<dyn DeviceProvider>]) -> Re
         return roofline::run(args, &options, providers);
     }
     let (served, engine) = ServedModel::start(&options, providers).map_err(Failure::failed)?;
+    if args.measure == Measure::Serve {
+        return serve::run(args, served, engine);
+    }
     let workload = Workload::new(args, &served)?;
     let outcome = match (args.measure, args.long_prompt, args.shared_prefix) {
         (Measure::Throughput, ..) => throughput::run(args, &served, workload),
         (Measure::Denoising, ..) => denoising::run(args, &served, workload),
         (Measure::Latency, Some(long), _) => latency::long_prompt(args, &served, workload, long),
         (Measure::Latency, _, Some(n)) => latency::shared_prefix(args, &served, workload, n),
-        (Measure::Latency | Measure::Roofline, ..) => latency::run(args, &served, workload),
+        (Measure::Latency | Measure::Roofline | Measure::Serve, ..) => {
+            latency::run(args, &served, workload)
+        }
     };
     drop(served);
     engine.shut_down();

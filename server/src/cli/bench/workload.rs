@@ -74,10 +74,16 @@ impl<'a> Workload<'a> {
 
     /// The next request, with lengths as the flags say.
     pub(super) fn next(&mut self) -> Result<GenerationRequest, Failure> {
+        let params = self.next_params()?;
+        self.checked(params)
+    }
+
+    /// The same, not checked yet.
+    pub(super) fn next_params(&mut self) -> Result<RequestParams, Failure> {
         let (input, output) = (self.args.input_len, self.args.output_len);
         let (prompt, max_tokens) = (self.length(input, 0), self.length(output, 1));
         let prompt = self.tokens(prompt);
-        self.request(prompt, max_tokens)
+        self.params(prompt, max_tokens)
     }
 
     /// The first of `count` requests, one after the other.
@@ -92,6 +98,10 @@ impl<'a> Workload<'a> {
         max_tokens: usize,
     ) -> Result<GenerationRequest, Failure> {
         let params = self.params(prompt, max_tokens)?;
+        self.checked(params)
+    }
+
+    pub(super) fn checked(&self, params: RequestParams) -> Result<GenerationRequest, Failure> {
         GenerationRequest::new(params, &self.served.limits)
             .map_err(|e| Failure::usage(e.to_string()))
     }
@@ -108,7 +118,11 @@ impl<'a> Workload<'a> {
         self.params(prompt, self.args.output_len.longest())
     }
 
-    fn params(&mut self, prompt: Vec<u32>, max_tokens: usize) -> Result<RequestParams, Failure> {
+    pub(super) fn params(
+        &mut self,
+        prompt: Vec<u32>,
+        max_tokens: usize,
+    ) -> Result<RequestParams, Failure> {
         self.made += 1;
         let served = self.served;
         let decoding = match served.limits.reference {
