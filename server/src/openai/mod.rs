@@ -6,3 +6,4 @@ mod echo;
 pub(crate) mod models;
 pub(crate) mod respond;
 pub(crate) mod types;
+mod unique;
