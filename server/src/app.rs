@@ -11,13 +11,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::access::{self, Access};
 use crate::metrics::Metrics;
+use crate::rate::{self, RateLimit};
 use crate::requests::Requests;
-use crate::{ApiError, ServedModel, auth, health, openai, requests};
+use crate::{ApiError, ServedModel, auth, body, health, openai, requests};
 
 /// Largest request body. Parsed JSON takes many times its text; the longest context served, 131072
 /// token ids, is under 1 MB.
-const MAX_BODY_BYTES: usize = 4 << 20;
+pub(crate) const MAX_BODY_BYTES: usize = 4 << 20;
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub(crate) const MAX_REQUEST_ID: usize = 128;
 
@@ -28,7 +30,8 @@ pub struct AppState(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     served: OnceLock<ServedModel>,
-    api_keys: Vec<String>,
+    access: Access,
+    rate_limit: Option<RateLimit>,
     metrics: Metrics,
     requests: Requests,
     started: Instant,
@@ -39,12 +42,19 @@ impl AppState {
     /// A state without a model yet; requests are answered 503 until [`AppState::set_model`].
     #[must_use]
     pub fn new(model_name: &str, api_keys: Vec<String>) -> Self {
+        Self::with_access(model_name, Access { api_keys, ..Access::default() })
+    }
+
+    /// The same, with all that can be said about who may ask.
+    #[must_use]
+    pub fn with_access(model_name: &str, access: Access) -> Self {
         let created = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |d| d.as_secs());
         Self(Arc::new(Shared {
             served: OnceLock::new(),
-            api_keys,
+            rate_limit: access.rate_limit.map(RateLimit::new),
+            access,
             metrics: Metrics::new(model_name),
             requests: Requests::default(),
             started: Instant::now(),
@@ -79,7 +89,15 @@ impl AppState {
     }
 
     pub(crate) fn api_keys(&self) -> &[String] {
-        &self.0.api_keys
+        &self.0.access.api_keys
+    }
+
+    pub(crate) fn access(&self) -> &Access {
+        &self.0.access
+    }
+
+    pub(crate) fn rate_limit(&self) -> Option<&RateLimit> {
+        self.0.rate_limit.as_ref()
     }
 
     pub(crate) fn uptime_seconds(&self) -> f64 {
@@ -100,8 +118,12 @@ pub fn app(state: AppState) -> Router {
         .route("/v1/completions", post(openai::completions::create))
         .route("/v1/chat/completions", post(openai::chat::create))
         .route("/v1/requests/{id}", delete(requests::cancel))
-        .route_layer(middleware::from_fn_with_state(state.clone(), auth::require_key));
-    Router::new()
+        .route_layer(middleware::from_fn_with_state(state.clone(), body::whole))
+        .route_layer(middleware::from_fn_with_state(state.clone(), rate::limit))
+        .route_layer(middleware::from_fn_with_state(state.clone(), auth::require_key))
+        .route_layer(middleware::from_fn(access::processing_time));
+    let cors = state.access().cors();
+    let router = Router::new()
         .merge(guarded)
         .route("/health", get(health::health))
         .route("/health/live", get(health::live))
@@ -113,7 +135,12 @@ pub fn app(state: AppState) -> Router {
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(CatchPanicLayer::custom(|_| internal_error()))
         .layer(middleware::from_fn(request_id))
-        .with_state(state)
+        .with_state(state);
+    // Outermost, so that refusals can be read by pages too and preflights need no key.
+    match cors {
+        Some(cors) => router.layer(cors),
+        None => router,
+    }
 }
 
 async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
@@ -129,7 +156,8 @@ fn internal_error() -> Response {
 /// Echoes the client's request id if it is short and visible ASCII, else makes one.
 async fn request_id(mut request: Request, next: Next) -> Response {
     let given = request.headers().get(&REQUEST_ID).filter(|id| {
-        id.len() <= MAX_REQUEST_ID && !id.is_empty() && id.to_str().is_ok_and(|s| s.is_ascii())
+        let visible = id.as_bytes().iter().all(u8::is_ascii_graphic);
+        id.len() <= MAX_REQUEST_ID && !id.is_empty() && visible
     });
     let id =
         given.cloned().or_else(|| HeaderValue::from_str(&uuid::Uuid::new_v4().to_string()).ok());

@@ -55,8 +55,27 @@ pub enum ApiError {
     MethodNotAllowed,
     /// The body is larger than allowed.
     BodyTooLarge,
+    /// The body did not arrive in time.
+    BodyTimeout {
+        /// How long it may take.
+        seconds: f64,
+    },
+    /// The body did not arrive as its headers said.
+    BodyBroken {
+        /// What was wrong.
+        message: String,
+    },
     /// The body is not JSON by its content type.
     ContentType,
+    /// The body is compressed.
+    ContentEncoding,
+    /// A key or an address has used up its requests.
+    RateLimited {
+        /// Requests a minute.
+        limit: u32,
+        /// Seconds until there is another one.
+        retry_after: u64,
+    },
     /// The queue is full.
     QueueFull {
         /// Requests that may wait.
@@ -101,7 +120,9 @@ impl ApiError {
 
     fn status(&self) -> StatusCode {
         match self {
-            Self::Invalid { .. } | Self::EmptyPrompt { .. } => StatusCode::BAD_REQUEST,
+            Self::Invalid { .. } | Self::EmptyPrompt { .. } | Self::BodyBroken { .. } => {
+                StatusCode::BAD_REQUEST
+            }
             Self::ModelNotFound { .. } | Self::RequestNotFound { .. } | Self::NotFound => {
                 StatusCode::NOT_FOUND
             }
@@ -109,8 +130,9 @@ impl ApiError {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::ContentType | Self::ContentEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::QueueFull { .. } | Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
@@ -155,6 +177,23 @@ impl ApiError {
             Self::BodyTooLarge => {
                 object("the request body is too large".into(), request, None, Value::Null)
             }
+            Self::BodyTimeout { seconds } => {
+                let message = format!("the request body did not arrive within {seconds} s");
+                object(message, request, None, json!("body_timeout"))
+            }
+            Self::BodyBroken { message } => {
+                object(format!("invalid body: {message}"), request, None, Value::Null)
+            }
+            Self::ContentEncoding => {
+                let message = "compressed request bodies are not understood; send it as it is";
+                object(message.into(), request, None, Value::Null)
+            }
+            Self::RateLimited { limit, retry_after } => {
+                let message = format!(
+                    "rate limit reached: {limit} requests a minute; try again in {retry_after} s"
+                );
+                object(message, "requests", None, json!("rate_limit_exceeded"))
+            }
             Self::ContentType => {
                 let message = "expected 'Content-Type: application/json'";
                 object(message.into(), request, None, Value::Null)
@@ -183,6 +222,16 @@ impl IntoResponse for ApiError {
         match self {
             Self::QueueFull { .. } | Self::Unavailable { .. } => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER));
+            }
+            Self::RateLimited { retry_after, .. } => {
+                headers.insert(header::RETRY_AFTER, retry_after.into());
+            }
+            // What is left of the body is not read, so nothing can follow it.
+            Self::BodyTooLarge
+            | Self::BodyTimeout { .. }
+            | Self::BodyBroken { .. }
+            | Self::ContentEncoding => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Self::Unauthorized => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

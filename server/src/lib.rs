@@ -4,8 +4,10 @@
 //! types live in `openai` and nowhere else; `convert.rs` turns them into valid engine requests and
 //! answers every unknown or unsupported field.
 
+mod access;
 mod app;
 mod auth;
+mod body;
 mod choices;
 pub mod cli;
 mod convert;
@@ -17,13 +19,17 @@ mod health;
 mod infill;
 mod logprobs;
 mod metrics;
+mod net;
 mod openai;
 mod prompting;
+mod rate;
 mod requests;
 mod served;
 mod shutdown;
 mod words;
 
+pub use access::Access;
 pub use app::{AppState, app};
 pub use error::ApiError;
+pub use net::{Connections, Tls, TlsError, serve_connections};
 pub use served::{ServeOptions, ServedModel};

@@ -6,7 +6,9 @@ use dfastllm_backends::{CpuProvider, DTypeChoice, DeviceProvider, DeviceSpec};
 use dfastllm_engine::decoding::Preset;
 use dfastllm_engine::{Engine, StatsSnapshot};
 use dfastllm_models::builtin_files;
-use dfastllm_server::{AppState, ServeOptions, ServedModel, app};
+use dfastllm_server::{
+    Access, AppState, Connections, ServeOptions, ServedModel, app, serve_connections,
+};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -87,20 +89,32 @@ pub async fn serve_builtin(model: &str) -> Server {
 
 /// Serves with options and API keys.
 pub async fn serve(options: ServeOptions, keys: Vec<String>) -> Server {
+    let access = Access { api_keys: keys, ..Access::default() };
+    serve_with(options, access, Connections::default()).await
+}
+
+/// Serves with everything there is to choose.
+pub async fn serve_with(options: ServeOptions, access: Access, connections: Connections) -> Server {
     let providers: Vec<Box<dyn DeviceProvider>> = vec![Box::new(CpuProvider)];
     let (served, engine) = ServedModel::start(&options, &providers).unwrap();
-    let state = AppState::new(&options.names[0], keys);
+    let state = AppState::with_access(&options.names[0], access);
     state.set_model(served);
-    let (url, task) = listen(state.clone()).await;
+    let (url, task) = listen_with(state.clone(), connections).await;
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     Server { url, state, client, task, _engine: engine }
 }
 
 /// Puts a state behind a socket.
 pub async fn listen(state: AppState) -> (String, JoinHandle<()>) {
+    listen_with(state, Connections::default()).await
+}
+
+async fn listen_with(state: AppState, connections: Connections) -> (String, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let task = tokio::spawn(async move { axum::serve(listener, app(state)).await.unwrap() });
+    let scheme = if connections.tls.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://{}", listener.local_addr().unwrap());
+    let server = serve_connections(listener, app(state), connections, std::future::pending());
+    let task = tokio::spawn(server);
     (url, task)
 }
 

@@ -5,5 +5,6 @@ pub mod engine;
 pub mod fixtures;
 pub mod golden;
 pub mod http;
+pub mod raw;
 pub mod scores;
 pub mod tape;

@@ -2,6 +2,7 @@
 //!
 //! A mistake exits 2 with one line; a failed load exits 1 with one line naming file and cause.
 
+mod access;
 mod bench;
 mod config_file;
 mod devices;

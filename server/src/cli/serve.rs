@@ -1,19 +1,18 @@
 //! `dfastllm serve`
 
-use std::future::IntoFuture;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use axum::serve::ListenerExt;
 use clap::Args;
 use dfastllm_backends::DeviceProvider;
 use dfastllm_engine::Engine;
 use tokio::net::TcpListener;
 
 use super::Failure;
+use super::access::AccessArgs;
 use super::flags::{ModelArgs, Seats};
-use crate::{AppState, ServeOptions, ServedModel, app, shutdown};
+use crate::{AppState, Connections, ServeOptions, ServedModel, app, serve_connections, shutdown};
 
 /// Flags of the server.
 #[derive(Debug, Args)]
@@ -56,6 +55,9 @@ pub(crate) struct ServeArgs {
     /// File with one key a line; lines with # are comments
     #[arg(long, env = "DFASTLLM_API_KEY_FILE")]
     api_key_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    access: AccessArgs,
 }
 
 pub(crate) fn run(args: ServeArgs, providers: &[Box<dyn DeviceProvider>]) -> Result<(), Failure> {
@@ -78,8 +80,9 @@ pub(crate) fn run(args: ServeArgs, providers: &[Box<dyn DeviceProvider>]) -> Res
         stall_timeout: Duration::from_secs(args.stall_timeout),
     })?;
     let template = args.model.template(&options.files)?;
-    let keys = api_keys(&args)?;
-    print_configuration(&args, &options, keys.len());
+    let connections = args.access.connections()?;
+    let access = args.access.access(api_keys(&args)?);
+    print_configuration(&args, &options, access.api_keys.len());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -91,8 +94,9 @@ pub(crate) fn run(args: ServeArgs, providers: &[Box<dyn DeviceProvider>]) -> Res
         let listener = TcpListener::bind(address).await.map_err(|e| {
             Failure::failed(format!("cannot listen on {}:{}: {e}", args.host, args.port))
         })?;
-        let state = AppState::new(options.names.first().map_or("", String::as_str), keys);
-        let server = tokio::spawn(listen(listener, state.clone()));
+        let name = options.names.first().map_or("", String::as_str);
+        let state = AppState::with_access(name, access);
+        let server = tokio::spawn(listen(listener, state.clone(), connections));
         let (served, engine) =
             tokio::task::block_in_place(|| ServedModel::start(&options, providers))
                 .map_err(Failure::failed)?;
@@ -122,17 +126,17 @@ fn log_ready(state: &AppState) {
 }
 
 /// Serves until a signal, then lets running requests finish.
-async fn listen(listener: TcpListener, state: AppState) -> std::io::Result<()> {
+async fn listen(
+    listener: TcpListener,
+    state: AppState,
+    connections: Connections,
+) -> std::io::Result<()> {
     let address: SocketAddr = listener.local_addr()?;
-    tracing::info!("listening on http://{address}");
-    let listener = listener.tap_io(|stream| {
-        // A token is not to wait for the next one to fill a packet.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "TCP_NODELAY cannot be set");
-        }
-    });
+    let scheme = if connections.tls.is_some() { "https" } else { "http" };
+    tracing::info!("listening on {scheme}://{address}");
     let (draining, drained) = tokio::sync::oneshot::channel();
-    let server = axum::serve(listener, app(state.clone())).with_graceful_shutdown(async move {
+    let router = app(state.clone());
+    let server = serve_connections(listener, router, connections, async move {
         shutdown::requested().await;
         let limit = state.model().map(|model| {
             model.engine.drain();
@@ -150,7 +154,7 @@ async fn listen(listener: TcpListener, state: AppState) -> std::io::Result<()> {
         }
     };
     tokio::select! {
-        outcome = server.into_future() => outcome,
+        () = server => Ok(()),
         () = overdue => Ok(()),
     }
 }
@@ -197,4 +201,5 @@ fn print_configuration(args: &ServeArgs, options: &ServeOptions, keys: usize) {
         api_keys = keys,
         "configuration"
     );
+    args.access.print();
 }

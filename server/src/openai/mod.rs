@@ -8,3 +8,4 @@ pub(crate) mod models;
 pub(crate) mod respond;
 mod streaming;
 pub(crate) mod types;
+mod unique;

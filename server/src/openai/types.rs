@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::unique::Unique;
 use crate::ApiError;
 
 /// Fields both generation endpoints share.
@@ -103,6 +104,7 @@ pub(crate) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Res
         let message: String = e.to_string().chars().take(300).collect();
         ApiError::Invalid { param: None, code: None, message: format!("invalid body: {message}") }
     };
+    serde_json::from_slice::<Unique>(&body).map_err(invalid)?;
     // First as any JSON: errors of flattened types do not say where they are.
     let value: Value = serde_json::from_slice(&body).map_err(invalid)?;
     if !value.is_object() {

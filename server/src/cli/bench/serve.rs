@@ -1,10 +1,10 @@
 //! What HTTP costs: the same load on the engine alone and, as streams, on the server at a port of
 //! this machine, in turns. Clients take their part of the processor, too.
 
+use std::future;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use axum::serve::ListenerExt;
 use dfastllm_engine::{Engine, RequestParams};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -15,7 +15,7 @@ use super::drive::drive;
 use super::report::{Report, quantile};
 use super::workload::Workload;
 use crate::cli::Failure;
-use crate::{AppState, ServedModel, app};
+use crate::{AppState, Connections, ServedModel, app, serve_connections};
 
 /// How often each side has its turn.
 const ROUNDS: usize = 3;
@@ -46,8 +46,8 @@ async fn listen(state: AppState) -> Result<SocketAddr, Failure> {
     let failed = |e: std::io::Error| Failure::failed(format!("cannot listen on 127.0.0.1: {e}"));
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    let listener = listener.tap_io(|stream| drop(stream.set_nodelay(true)));
-    tokio::spawn(async move { drop(axum::serve(listener, app(state)).await) });
+    let router = app(state);
+    tokio::spawn(serve_connections(listener, router, Connections::default(), future::pending()));
     Ok(address)
 }
 
