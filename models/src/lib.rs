@@ -28,6 +28,7 @@ mod weights;
 
 pub use builtin::{BUILTIN_MODELS, builtin_files};
 pub use chat::{ChatError, ChatTemplate};
+pub use checkpoint::shard_names;
 pub use dfastllm_backends::ops;
 pub use dfastllm_backends::{
     Attend, DType, DTypeChoice, Device, KvPool, KvShape, OpenDevice, PAGE_SIZE, Precision,
@@ -37,7 +38,7 @@ pub use error::LoadError;
 pub use files::ModelFiles;
 pub use model::{Alignment, LanguageModel, ModelShape, Probe, Tap, unobserved};
 pub use quantize::write_packed;
-pub use registry::{LoadedModel, load};
+pub use registry::{LoadedModel, family_name, load};
 pub use special::{GenerationDefaults, ReferenceLoop, SpecialIds};
 pub use synth::{SynthTensor, shape_config, shape_names, synth_tensors, write_synth};
 pub use tokenizer::{SpecialTokens, TokenStream, Tokenizer};

@@ -12,6 +12,7 @@ mod diffusion;
 mod error;
 mod generation;
 mod health;
+mod hub;
 mod infill;
 mod logprobs;
 mod metrics;
