@@ -57,7 +57,7 @@ pub(crate) type StoredTensors = BTreeMap<String, StoredTensor>;
 /// Finds the safetensors files of a checkpoint and reads their headers.
 pub(crate) fn open(files: &ModelFiles) -> Result<StoredTensors, LoadError> {
     let mut tensors = StoredTensors::new();
-    for shard in shards(files)? {
+    for shard in shard_names(files)? {
         for (name, tensor) in open_file(files, &shard)? {
             let file = tensor.file.clone();
             if let Some(other) = tensors.insert(name.clone(), tensor) {
@@ -69,8 +69,12 @@ pub(crate) fn open(files: &ModelFiles) -> Result<StoredTensors, LoadError> {
     Ok(tensors)
 }
 
-/// File names of the shards, checked to be plain names inside the folder.
-fn shards(files: &ModelFiles) -> Result<Vec<String>, LoadError> {
+/// File names of the weights: those the index names, checked to be plain names inside the folder,
+/// else the one of a checkpoint without an index. Whether they are there is not looked at.
+///
+/// # Errors
+/// When the index is damaged or leaves the folder.
+pub fn shard_names(files: &ModelFiles) -> Result<Vec<String>, LoadError> {
     let Some(index) = files.json::<Index>(INDEX)? else { return Ok(vec![SINGLE.to_owned()]) };
     let mut shards: Vec<String> = index.weight_map.into_values().collect();
     shards.sort();

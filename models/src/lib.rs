@@ -29,6 +29,7 @@ mod weights;
 
 pub use builtin::{BUILTIN_MODELS, builtin_files};
 pub use chat::{ChatError, ChatTemplate, Rendering};
+pub use checkpoint::shard_names;
 pub use dfastllm_backends::ops;
 pub use dfastllm_backends::{
     Attend, DType, DTypeChoice, Device, KvPool, KvShape, OpenDevice, PAGE_SIZE, Precision,
@@ -38,7 +39,7 @@ pub use error::LoadError;
 pub use files::ModelFiles;
 pub use model::{Alignment, LanguageModel, ModelShape, Probe, Tap, unobserved};
 pub use quantize::write_packed;
-pub use registry::{LoadedModel, load};
+pub use registry::{LoadedModel, family_name, load};
 pub use special::{GenerationDefaults, ReferenceLoop, SpecialIds};
 pub use structure::{Guide, Structure, StructureCompiler, StructureError, TokenSet};
 pub use synth::{SynthTensor, shape_config, shape_names, synth_tensors, write_synth};

@@ -149,6 +149,15 @@ fn packed_choice(
     Ok(WeightChoice { quantize, ..asked })
 }
 
+/// The `model_type` of a checkpoint, if it is one of a family served here.
+///
+/// # Errors
+/// When `config.json` is missing or damaged, or names another family.
+pub fn family_name(files: &ModelFiles) -> Result<&'static str, LoadError> {
+    let config: Value = files.required_json("config.json")?;
+    family_of(&config).map(|family| family.model_type)
+}
+
 /// The family a config names.
 pub(crate) fn family_of(config: &Value) -> Result<&'static Family, LoadError> {
     let Header { model_type } = config::read(config)?;

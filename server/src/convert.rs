@@ -352,7 +352,7 @@ fn max_tokens_of(
     Ok(found.map(|(_, tokens)| tokens))
 }
 
-fn default_tokens(endpoint: Endpoint, prompt: usize, served: &ServedModel) -> usize {
+pub(crate) fn default_tokens(endpoint: Endpoint, prompt: usize, served: &ServedModel) -> usize {
     let rest = served.limits.max_model_len.saturating_sub(prompt);
     match (endpoint, served.limits.mask_id) {
         (Endpoint::Completions, _) => COMPLETION_TOKENS,

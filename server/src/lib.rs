@@ -16,6 +16,7 @@ mod error;
 mod fields;
 mod generation;
 mod health;
+mod hub;
 mod infill;
 mod logprobs;
 mod metrics;

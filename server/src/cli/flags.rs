@@ -13,11 +13,13 @@ use dfastllm_models::{BUILTIN_MODELS, ChatTemplate, ModelFiles, builtin_files};
 
 use super::Failure;
 use crate::ServeOptions;
+use crate::hub::{self, ModelId, WithoutTerminal};
 
 /// Which model, where, and how large.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
-    /// Folder, or builtin:tiny-phi, builtin:tiny-llada, builtin:tiny-dream
+    /// Folder, ORG/NAME[@REVISION] on the hub, or builtin:tiny-phi, builtin:tiny-llada,
+    /// builtin:tiny-dream
     #[arg(long, short, env = "DFASTLLM_MODEL", default_value = "builtin:tiny-llada")]
     pub(crate) model: String,
 
@@ -80,6 +82,9 @@ pub(crate) struct ModelArgs {
     pub(crate) config: Option<PathBuf>,
 }
 
+/// Nobody but the user ends a command.
+pub(crate) const LONG: Duration = Duration::from_secs(86_400);
+
 /// Sizes that only the server chooses.
 #[derive(Debug, Clone)]
 pub(crate) struct Seats {
@@ -88,6 +93,19 @@ pub(crate) struct Seats {
     pub(crate) max_queue: usize,
     pub(crate) request_timeout: Duration,
     pub(crate) stall_timeout: Duration,
+}
+
+impl Seats {
+    /// For one who asks one thing at a time.
+    pub(crate) fn single(model: &str) -> Self {
+        Self {
+            names: vec![model.to_owned()],
+            max_num_seqs: 1,
+            max_queue: 1,
+            request_timeout: LONG,
+            stall_timeout: LONG,
+        }
+    }
 }
 
 impl ModelArgs {
@@ -155,7 +173,14 @@ pub(super) fn model_files(model: &str) -> Result<ModelFiles, Failure> {
     if path.is_dir() {
         return Ok(ModelFiles::Folder(path));
     }
-    Err(Failure::failed(format!(
-        "--model {model}: no such folder; give a folder with config.json or a builtin: model"
-    )))
+    let Some(id) = ModelId::parse(model) else {
+        return Err(Failure::failed(format!(
+            "--model {model}: no such folder; give a folder with config.json, ORG/NAME of a model \
+             on the hub, or a builtin: model"
+        )));
+    };
+    let settings = hub::Settings::from_env().map_err(Failure::failed)?;
+    let snapshot = hub::fetch(&id, &settings, WithoutTerminal::Log)
+        .map_err(|e| Failure::failed(e.to_string()))?;
+    Ok(ModelFiles::Folder(snapshot.folder))
 }

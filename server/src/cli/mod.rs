@@ -3,13 +3,19 @@
 //! A mistake exits 2 with one line; a failed load exits 1 with one line naming file and cause.
 
 mod access;
+mod answer;
 mod bench;
+mod chat;
+mod completions;
 mod config_file;
 mod devices;
 mod flags;
 mod generate;
 mod legacy;
+mod list;
+mod pull;
 mod quantize;
+mod run_batch;
 mod serve;
 mod synth;
 
@@ -36,6 +42,14 @@ enum Command {
     Serve(serve::ServeArgs),
     /// One completion to stdout
     Generate(generate::GenerateArgs),
+    /// A conversation in the terminal
+    Chat(chat::ChatArgs),
+    /// The requests of a file, in the form of OpenAI's batches
+    RunBatch(run_batch::RunBatchArgs),
+    /// Download a model from the hub
+    Pull(pull::PullArgs),
+    /// Models that need no download
+    List(list::ListArgs),
     /// Where models can run
     Devices(devices::DevicesArgs),
     /// Speed, offline: no HTTP
@@ -44,6 +58,8 @@ enum Command {
     Quantize(quantize::QuantizeArgs),
     /// Write a random checkpoint of a given shape
     Synth(synth::SynthArgs),
+    /// Completions of the command line for a shell
+    Completions(completions::CompletionsArgs),
 }
 
 /// Why a command failed, and with which exit code.
@@ -78,10 +94,15 @@ pub fn run(
         match cli.command {
             Command::Serve(args) => serve::run(args, &providers),
             Command::Generate(args) => generate::run(args, &providers),
+            Command::Chat(args) => chat::run(args, &providers),
+            Command::RunBatch(args) => run_batch::run(args, &providers),
+            Command::Pull(args) => pull::run(&args),
+            Command::List(args) => list::run(&args),
             Command::Devices(args) => devices::run(&args, &providers),
             Command::Bench(args) => bench::run(&args, &providers),
             Command::Quantize(args) => quantize::run(&args),
             Command::Synth(args) => synth::run(&args),
+            Command::Completions(args) => completions::run(&args, Cli::command()),
         }
     });
     match outcome {

@@ -16,7 +16,8 @@ pub(crate) struct QuantizeArgs {
     /// Folder to write; must not hold a checkpoint yet
     folder: PathBuf,
 
-    /// Folder, or builtin:tiny-phi, builtin:tiny-llada, builtin:tiny-dream
+    /// Folder, ORG/NAME[@REVISION] on the hub, or builtin:tiny-phi, builtin:tiny-llada,
+    /// builtin:tiny-dream
     #[arg(long, short, env = "DFASTLLM_MODEL")]
     model: String,
 
