@@ -16,6 +16,7 @@ mod infill;
 mod logprobs;
 mod metrics;
 mod openai;
+mod openapi;
 mod requests;
 mod served;
 mod shutdown;
