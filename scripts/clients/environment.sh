@@ -15,3 +15,17 @@ python_client() {
         printf '%s' "$wanted" > "$folder/wanted"
     fi
 }
+
+# node_client NAME REQUIREMENT...: sets `node_folder`, whose node_modules has these packages.
+node_client() {
+    node_folder=$clients/$1
+    local wanted="${*:2}"
+    command -v npm > /dev/null || { echo "npm is missing (Debian: apt install npm)" >&2; exit 1; }
+    if [ "$(cat "$node_folder/wanted" 2>/dev/null)" != "$wanted" ]; then
+        rm -rf "$node_folder"
+        mkdir -p "$node_folder"
+        npm install --prefix "$node_folder" --no-audit --no-fund --silent "${@:2}"
+        printf '%s' "$wanted" > "$node_folder/wanted"
+    fi
+    export NODE_FOLDER=$node_folder
+}

@@ -110,3 +110,16 @@ def timed(what):
     notes = []
     yield notes
     print(f"{what}: ok, {', '.join(notes)}, {time.monotonic() - start:.0f} s")
+
+
+def main():
+    """`serving.py PROGRAM COMMAND…` runs the command on every model: with its URL, name and key."""
+    program, *command = sys.argv[1:]
+    for model in MODELS:
+        with serving(program, model, "--api-key", KEY) as server:
+            status = subprocess.run([*command, server.url, model, KEY], timeout=300).returncode
+            equal(status, 0, f"{model}: {command[0]}")
+
+
+if __name__ == "__main__":
+    main()
