@@ -332,7 +332,7 @@ struct ChunkChoice {
 #[derive(ToSchema)]
 struct Delta {
     /// In the first chunk.
-    #[schema(inline, nullable = false)]
+    #[schema(nullable = false)]
     role: Option<AssistantRole>,
     #[schema(nullable = false)]
     content: Option<String>,
