@@ -19,15 +19,27 @@ CHECKS = ",".join([
 SMALL = ["--max-model-len", "64", "--max-num-seqs", "8", "--max-queue", "64"]
 
 
+def document(server, folder):
+    """The server's own document, with the name of its model: others would only ever be a 404."""
+    status, found = server.ask("/openapi.json")
+    equal(status, 200, "/openapi.json")
+    found["components"]["schemas"]["Common"]["properties"]["model"]["enum"] = [server.model, "other"]
+    found["paths"]["/v1/models/{id}"]["get"]["parameters"][0]["schema"]["enum"] = [server.model, "a/b"]
+    file = folder / "openapi.json"
+    file.write_text(json.dumps(found))
+    return file
+
+
 def main():
     program, folder, seconds = sys.argv[1], pathlib.Path(sys.argv[2]), sys.argv[3]
     with timed("schemathesis") as notes:
         for model in PHI, LLADA:
             with serving(program, model, "--api-key", KEY, *SMALL) as server:
+                described = document(server, folder)
                 report = folder / "report.json"
                 report.unlink(missing_ok=True)
                 done = subprocess.run(
-                    [folder / "bin/st", "run", f"{server.url}/openapi.json", "--checks", CHECKS,
+                    [folder / "bin/st", "run", described, "--url", server.url, "--checks", CHECKS,
                      "--header", f"Authorization: Bearer {KEY}", "--max-time", seconds,
                      "--phases", "examples,coverage,fuzzing", "--request-timeout", "60",
                      "--seed", "1", "--no-color", "--report", "json",

@@ -43,7 +43,6 @@ pub(crate) enum Logprobs {
 #[derive(ToSchema)]
 pub(crate) struct Message {
     /// Who speaks. `developer` is what templates call system.
-    #[schema(inline)]
     role: Role,
     /// The text, or text parts that are joined with nothing between; null only beside `tool_calls`.
     content: Option<Content>,
@@ -73,13 +72,12 @@ enum Content {
 /// Part of a message.
 #[derive(ToSchema)]
 struct ContentPart {
-    /// Texts are the only parts.
-    #[schema(inline)]
     r#type: PartType,
     /// The text.
     text: String,
 }
 
+/// Texts are the only parts.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 enum PartType {

@@ -15,6 +15,9 @@ impl Document {
     /// Asks, and holds the answer or all its events against the document.
     async fn ask(&mut self, server: &Server, path: &str, body: &Value) {
         let response = server.send(path, body).await;
+        if response.status() == 200 {
+            self.allows(path, body);
+        }
         self.judge_response(("post", path), response).await;
     }
 

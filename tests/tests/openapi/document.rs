@@ -42,31 +42,30 @@ impl Document {
     }
 
     /// Holds an answer against what the document says of it.
-    pub(crate) fn judge(&mut self, route: (&str, &str), (status, kind): (u16, &str), body: &Value) {
-        let (method, path) = route;
+    pub(crate) fn judge(
+        &mut self,
+        (method, path): (&str, &str),
+        (status, kind): (u16, &str),
+        body: &Value,
+    ) {
         let answer = &self.strict["paths"][path][method]["responses"][status.to_string()];
         let what = format!("{method} {path} {status} {kind}");
         assert!(answer.is_object(), "{what} is not in the document: {body}");
         assert!(answer["content"][kind]["schema"].is_object(), "{what}: {}", answer["content"]);
-        let token = |text: &str| {
-            text.replace('~', "~0").replace('/', "~1").replace('{', "%7B").replace('}', "%7D")
-        };
-        let place = format!(
-            "{PLACE}#/paths/{}/{method}/responses/{status}/content/{}/schema",
-            token(path),
-            token(kind)
-        );
-        let (mut schemas, mut compiler) = (Schemas::new(), Compiler::new());
-        compiler.set_default_draft(Draft::V2020_12);
-        compiler.add_resource(PLACE, self.strict.clone()).unwrap();
-        let schema = compiler.compile(&place, &mut schemas).unwrap_or_else(|e| panic!("{e:#}"));
-        if let Err(error) = schemas.validate(body, schema) {
-            panic!("{what}: {error:#}\n{body}");
-        }
+        let status = status.to_string();
+        let place = ["paths", path, method, "responses", &status, "content", kind, "schema"];
+        validate(&self.strict, &place, body);
         // The document names everything.
         if path != "/openapi.json" {
             names(body, &mut self.seen);
         }
+    }
+
+    /// Holds a request that the server took against what the document says of it.
+    pub(crate) fn allows(&self, path: &str, body: &Value) {
+        let kind = "application/json";
+        let place = ["paths", path, "post", "requestBody", "content", kind, "schema"];
+        validate(&self.value, &place, body);
     }
 
     /// Fields of an answer's type, and of those below it, that no answer had.
@@ -90,6 +89,23 @@ impl Document {
             Value::Array(items) => items.iter().for_each(|item| self.collect(item, fields)),
             _ => {}
         }
+    }
+}
+
+/// Holds a value against the schema at a place of a document.
+fn validate(document: &Value, place: &[&str], value: &Value) {
+    let token = |text: &&str| {
+        text.replace('~', "~0").replace('/', "~1").replace('{', "%7B").replace('}', "%7D")
+    };
+    let place = place.iter().map(token).collect::<Vec<_>>().join("/");
+    let (mut schemas, mut compiler) = (Schemas::new(), Compiler::new());
+    compiler.set_default_draft(Draft::V2020_12);
+    compiler.add_resource(PLACE, document.clone()).unwrap();
+    let schema = compiler
+        .compile(&format!("{PLACE}#/{place}"), &mut schemas)
+        .unwrap_or_else(|e| panic!("{e:#}"));
+    if let Err(error) = schemas.validate(value, schema) {
+        panic!("{place}: {error:#}\n{value}");
     }
 }
 
