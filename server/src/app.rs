@@ -8,14 +8,16 @@ use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::openapi::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::access::{self, Access};
 use crate::metrics::Metrics;
 use crate::rate::{self, RateLimit};
 use crate::requests::Requests;
-use crate::{ApiError, ServedModel, auth, body, health, openai, requests};
+use crate::{ApiError, ServedModel, auth, body, health, openai, openapi, requests};
 
 /// Largest request body. Parsed JSON takes many times its text; the longest context served, 131072
 /// token ids, is under 1 MB.
@@ -110,26 +112,43 @@ impl AppState {
     }
 }
 
+/// Routes that want an API key, described by their handlers.
+fn guarded() -> OpenApiRouter<AppState> {
+    OpenApiRouter::default()
+        .routes(routes!(openai::completions::create))
+        .routes(routes!(openai::chat::create))
+        .routes(routes!(openai::models::list))
+        .routes(routes!(openai::models::get))
+        .routes(routes!(requests::cancel))
+}
+
+/// Routes for everybody, described by their handlers.
+fn open() -> OpenApiRouter<AppState> {
+    OpenApiRouter::default()
+        .routes(routes!(health::health))
+        .routes(routes!(health::live))
+        .routes(routes!(health::ready))
+        .routes(routes!(health::version))
+        .routes(routes!(metrics))
+        .routes(routes!(openapi::document))
+        .routes(routes!(openapi::docs))
+}
+
+/// All routes in OpenAPI's words.
+pub(crate) fn document() -> OpenApi {
+    openapi::describe(guarded().into_openapi(), open().into_openapi())
+}
+
 /// The whole server.
 pub fn app(state: AppState) -> Router {
-    let guarded = Router::new()
-        .route("/v1/models", get(openai::models::list))
-        .route("/v1/models/{*id}", get(openai::models::get))
-        .route("/v1/completions", post(openai::completions::create))
-        .route("/v1/chat/completions", post(openai::chat::create))
-        .route("/v1/requests/{id}", delete(requests::cancel))
+    let guarded = Router::from(guarded())
         .route_layer(middleware::from_fn_with_state(state.clone(), body::whole))
         .route_layer(middleware::from_fn_with_state(state.clone(), rate::limit))
         .route_layer(middleware::from_fn_with_state(state.clone(), auth::require_key))
         .route_layer(middleware::from_fn(access::processing_time));
     let cors = state.access().cors();
-    let router = Router::new()
+    let router = Router::from(open())
         .merge(guarded)
-        .route("/health", get(health::health))
-        .route("/health/live", get(health::live))
-        .route("/health/ready", get(health::ready))
-        .route("/version", get(health::version))
-        .route("/metrics", get(metrics))
         .fallback(|| async { ApiError::NotFound })
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -143,6 +162,9 @@ pub fn app(state: AppState) -> Router {
     }
 }
 
+/// Counters for Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "Health", operation_id = "metrics", responses(
+    (status = 200, description = "Text format", body = String, content_type = "text/plain")))]
 async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
     let text = state.metrics().render(state.model());
     ([("content-type", "text/plain; version=0.0.4; charset=utf-8")], text)

@@ -5,30 +5,70 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use dfastllm_engine::EngineState;
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::AppState;
 
 /// Share of the queue from which the server calls itself degraded.
 const CROWDED: f64 = 0.9;
 
-/// `GET /health`: the fields of the replaced server, and ours.
+/// How the server is: the fields of the replaced server, and ours.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Health {
+    /// `healthy`, `degraded` or `unhealthy`
+    status: &'static str,
+    /// `loading`, `ready`, `draining`, `stalled` or `failed`
+    state: &'static str,
+    model_loaded: bool,
+    uptime_seconds: f64,
+    /// The first name of the model, once it is loaded; so are the others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
+    /// `cpu`, `cuda`, …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<&'static str>,
+    /// Requests that wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_size: Option<usize>,
+    /// Requests that may wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_capacity: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    running: Option<usize>,
+}
+
+/// The answer of a probe.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Probe {
+    status: &'static str,
+}
+
+/// What this program is.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Version {
+    version: &'static str,
+}
+
+/// How the server is.
+#[utoipa::path(get, path = "/health", tag = "Health", operation_id = "health", responses(
+    (status = 200, description = "Healthy or degraded", body = Health),
+    (status = 503, description = "Unhealthy", body = Health)))]
 pub(crate) async fn health(State(state): State<AppState>) -> Response {
     let (status, name) = status(&state);
-    let mut body = json!({
-        "status": status,
-        "state": name,
-        "model_loaded": state.model().is_some(),
-        "uptime_seconds": state.uptime_seconds(),
-    });
-    if let Some(model) = state.model() {
-        let stats = model.engine.stats().snapshot();
-        body["model"] = model.name().into();
-        body["device"] = model.device.spec.kind().into();
-        body["queue_size"] = stats.queued.into();
-        body["queue_capacity"] = model.engine.config().max_queue.into();
-        body["running"] = stats.running.into();
-    }
+    let model = state.model();
+    let stats = model.map(|model| model.engine.stats().snapshot());
+    let body = Health {
+        status,
+        state: name,
+        model_loaded: model.is_some(),
+        uptime_seconds: state.uptime_seconds(),
+        model: model.map(|model| model.name().to_owned()),
+        device: model.map(|model| model.device.spec.kind()),
+        queue_size: stats.as_ref().map(|stats| stats.queued),
+        queue_capacity: model.map(|model| model.engine.config().max_queue),
+        running: stats.as_ref().map(|stats| stats.running),
+    };
     let code = match status {
         "unhealthy" => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::OK,
@@ -50,19 +90,26 @@ fn status(state: &AppState) -> (&'static str, &'static str) {
     }
 }
 
-/// `GET /health/live`: the process answers.
-pub(crate) async fn live() -> Json<Value> {
-    Json(json!({"status": "alive"}))
+/// The process answers.
+#[utoipa::path(get, path = "/health/live", tag = "Health", operation_id = "live",
+    responses((status = 200, description = "It does", body = Probe)))]
+pub(crate) async fn live() -> Json<Probe> {
+    Json(Probe { status: "alive" })
 }
 
-/// `GET /health/ready`: new requests are taken.
+/// Whether new requests are taken.
+#[utoipa::path(get, path = "/health/ready", tag = "Health", operation_id = "ready", responses(
+    (status = 200, description = "They are", body = Probe),
+    (status = 503, description = "They are not", body = Probe)))]
 pub(crate) async fn ready(State(state): State<AppState>) -> Response {
     let (_, name) = status(&state);
     let code = if name == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(json!({"status": name}))).into_response()
+    (code, Json(Probe { status: name })).into_response()
 }
 
-/// `GET /version`
-pub(crate) async fn version() -> Json<Value> {
-    Json(json!({"version": env!("CARGO_PKG_VERSION")}))
+/// What this program is.
+#[utoipa::path(get, path = "/version", tag = "About", operation_id = "version",
+    responses((status = 200, description = "Its version", body = Version)))]
+pub(crate) async fn version() -> Json<Version> {
+    Json(Version { version: env!("CARGO_PKG_VERSION") })
 }

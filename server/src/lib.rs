@@ -22,6 +22,7 @@ mod logprobs;
 mod metrics;
 mod net;
 mod openai;
+mod openapi;
 mod prompting;
 mod rate;
 mod requests;

@@ -4,10 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use dfastllm_engine::Cancel;
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
+use crate::error::PathId;
+use crate::openapi::errors::RequestErrors;
 use crate::{ApiError, AppState};
 
 /// What ends the choices of one request.
@@ -62,14 +65,28 @@ impl Drop for Registered {
     }
 }
 
-/// `DELETE /v1/requests/{id}`: ends a queued or running request; whoever waits for it is told.
+/// A request that was ended.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct CancelledRequest {
+    /// The name it was found by.
+    id: String,
+    /// `request`
+    object: &'static str,
+    /// Always true.
+    cancelled: bool,
+}
+
+/// Ends a queued or running request; whoever waits for it is told.
+#[utoipa::path(delete, path = "/v1/requests/{id}", tag = "Generation", operation_id = "cancel",
+    params(("id" = String, Path, description = "Its `x-request-id`, or the id of its answer")),
+    responses((status = 200, description = "It ends", body = CancelledRequest), RequestErrors))]
 pub(crate) async fn cancel(
     State(state): State<AppState>,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+    PathId(id): PathId,
+) -> Result<Json<CancelledRequest>, ApiError> {
     match state.requests().cancel(&id) {
         0 => Err(ApiError::RequestNotFound { id }),
-        _ => Ok(Json(json!({"id": id, "object": "request", "cancelled": true}))),
+        _ => Ok(Json(CancelledRequest { id, object: "request", cancelled: true })),
     }
 }
 

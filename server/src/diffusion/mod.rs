@@ -249,14 +249,27 @@ mod tests {
     };
     use dfastllm_models::ReferenceLoop;
     use serde_json::json;
+    use std::collections::BTreeSet;
+    use utoipa::PartialSchema;
 
     use super::*;
+    use crate::openapi::requests::Diffusion;
 
     fn config(fields: Value, published: ReferenceLoop) -> Result<DecodingConfig, String> {
         let Value::Object(fields) = fields else { panic!("an object") };
         DiffusionFields::new(fields)
             .and_then(|f| f.config(Preset::Fast, published, 64))
             .map_err(|e| e.body()["error"]["message"].as_str().unwrap().to_owned())
+    }
+
+    #[test]
+    fn every_field_is_documented() {
+        let schema = serde_json::to_value(Diffusion::schema()).unwrap();
+        let documented: BTreeSet<&String> =
+            schema["properties"].as_object().unwrap().keys().collect();
+        let aliases = ALIASES.iter().map(|(alias, _)| (*alias).to_owned());
+        let known: Vec<String> = FIELDS.iter().map(|f| (*f).to_owned()).chain(aliases).collect();
+        assert_eq!(documented, known.iter().collect());
     }
 
     #[test]

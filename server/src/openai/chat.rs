@@ -13,11 +13,19 @@ use super::respond::{Frame, Prepared, respond};
 use super::types::{Body, ChatRequest, parse};
 use crate::convert::{Endpoint, check_model, convert_request};
 use crate::generation::Choices;
+use crate::openapi::answers::{ChatChunk, ChatCompletion};
+use crate::openapi::errors::RunErrors;
 use crate::prompting::{rendering, special_tokens};
 use crate::{ApiError, AppState};
 
 const MAX_MESSAGES: usize = 10_000;
 
+/// Answers a conversation.
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "Generation", operation_id = "chat",
+    params(("x-request-id" = Option<String>, Header, description = "A name to cancel it by")),
+    request_body = ChatRequest, responses((status = 200, description = "The answers",
+        content((ChatCompletion = "application/json"), (ChatChunk = "text/event-stream"))),
+        RunErrors))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     headers: HeaderMap,

@@ -16,11 +16,18 @@ use super::types::{Body, CompletionRequest, parse};
 use crate::convert::{AnswerOptions, Endpoint, check_model, convert_request};
 use crate::generation::{Choices, Scorer};
 use crate::metrics::{Outcome, Times};
+use crate::openapi::answers::Completion;
+use crate::openapi::errors::RunErrors;
 use crate::prompting::{Cut, special_tokens};
 use crate::{ApiError, AppState};
 
 const MAX_PROMPTS: usize = 1024;
 
+/// Continues texts.
+#[utoipa::path(post, path = "/v1/completions", tag = "Generation", operation_id = "completions",
+    params(("x-request-id" = Option<String>, Header, description = "A name to cancel it by")),
+    request_body = CompletionRequest, responses((status = 200, description = "The texts",
+        content((Completion = "application/json"), (Completion = "text/event-stream"))), RunErrors))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     headers: HeaderMap,
