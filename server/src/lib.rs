@@ -33,5 +33,5 @@ mod words;
 pub use access::Access;
 pub use app::{AppState, app};
 pub use error::ApiError;
-pub use net::{Connections, Tls, TlsError, serve_connections};
+pub use net::{Connections, Tls, TlsError, bind, serve_connections};
 pub use served::{ServeOptions, ServedModel};

@@ -7,10 +7,9 @@ use dfastllm_engine::decoding::Preset;
 use dfastllm_engine::{Engine, StatsSnapshot};
 use dfastllm_models::builtin_files;
 use dfastllm_server::{
-    Access, AppState, Connections, ServeOptions, ServedModel, app, serve_connections,
+    Access, AppState, Connections, ServeOptions, ServedModel, app, bind, serve_connections,
 };
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 /// A question all built-in models answer.
@@ -110,7 +109,7 @@ pub async fn listen(state: AppState) -> (String, JoinHandle<()>) {
 }
 
 async fn listen_with(state: AppState, connections: Connections) -> (String, JoinHandle<()>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = bind("127.0.0.1", 0).await.unwrap();
     let scheme = if connections.tls.is_some() { "https" } else { "http" };
     let url = format!("{scheme}://{}", listener.local_addr().unwrap());
     let server = serve_connections(listener, app(state), connections, std::future::pending());

@@ -12,7 +12,9 @@ use tokio::net::TcpListener;
 use super::Failure;
 use super::access::AccessArgs;
 use super::flags::{ModelArgs, Seats};
-use crate::{AppState, Connections, ServeOptions, ServedModel, app, serve_connections, shutdown};
+use crate::{
+    AppState, Connections, ServeOptions, ServedModel, app, bind, serve_connections, shutdown,
+};
 
 /// Flags of the server.
 #[derive(Debug, Args)]
@@ -90,8 +92,7 @@ pub(crate) fn run(args: ServeArgs, providers: &[Box<dyn DeviceProvider>]) -> Res
         .map_err(|e| Failure::failed(format!("cannot start the async runtime: {e}")))?;
     runtime.block_on(async {
         // Before loading, so that a port in use is found out at once.
-        let address = (args.host.as_str(), args.port);
-        let listener = TcpListener::bind(address).await.map_err(|e| {
+        let listener = bind(&args.host, args.port).await.map_err(|e| {
             Failure::failed(format!("cannot listen on {}:{}: {e}", args.host, args.port))
         })?;
         let name = options.names.first().map_or("", String::as_str);

@@ -22,7 +22,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 use tokio::sync::Semaphore;
 use tower_service::Service;
 
@@ -35,6 +35,9 @@ const MAX_HEADER_BYTES: usize = 32 << 10;
 /// What is buffered for a connection in each direction, in bytes; a head that has not ended by then
 /// is a 431.
 const MAX_BUFFER_BYTES: usize = 64 << 10;
+/// Connections the system keeps until they are accepted; with the usual 128 a burst of clients waits
+/// seconds for the next try.
+const BACKLOG: u32 = 1024;
 /// How long to wait after the system refused a connection, for instance because files have run out.
 const BACKOFF: Duration = Duration::from_millis(250);
 
@@ -61,6 +64,30 @@ impl Default for Connections {
             tls: None,
         }
     }
+}
+
+/// Listens on the first address of a host that can be had; port 0 takes a free one.
+///
+/// # Errors
+/// The system's, of the last address tried.
+pub async fn bind(host: &str, port: u16) -> io::Result<TcpListener> {
+    let mut failed = io::Error::new(ErrorKind::NotFound, "the host has no address");
+    for address in lookup_host((host, port)).await? {
+        match listen(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failed = error,
+        }
+    }
+    Err(failed)
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // On Windows it would let two servers have one port.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves until `shutdown` resolves, then closes idle connections and waits until the others have
