@@ -13,6 +13,7 @@ use crate::diffusion::{DiffusionFields, collect_aliases, collect_xargs};
 use crate::infill::{Infill, parse_infill};
 use crate::openai::types::Common;
 use crate::prompting::{Cut, Truncation};
+use crate::structured::{guide, refusal, structure_of};
 use crate::words::{allowed_token_ids, bad_words};
 use crate::{ApiError, AppState, ServedModel, fields};
 
@@ -103,8 +104,26 @@ pub(crate) fn check_model(model: Option<&str>, served: &ServedModel) -> Result<(
     }
 }
 
-/// [`convert`], off the threads that answer health checks where texts have to be tokenised.
+/// [`convert`], off the threads that answer health checks where texts have to be tokenised or
+/// structures compiled.
 pub(crate) async fn convert_request(
+    mut common: Common,
+    fields: (Option<Value>, Option<String>),
+    longest_prompt: usize,
+    endpoint: Endpoint,
+    state: &AppState,
+) -> Result<(RequestParams, AnswerOptions), ApiError> {
+    let (format, outputs) = (common.response_format.take(), common.structured_outputs.take());
+    let structure = structure_of(format.as_ref(), outputs.as_ref())?;
+    let (mut params, options) = converted(common, fields, longest_prompt, endpoint, state).await?;
+    if let Some(structure) = structure {
+        let guide = guide(structure, state).await?;
+        params.structure = Some(guide.map_err(|e| refusal(&e, format.as_ref(), outputs.as_ref()))?);
+    }
+    Ok((params, options))
+}
+
+async fn converted(
     common: Common,
     fields: (Option<Value>, Option<String>),
     longest_prompt: usize,
@@ -323,7 +342,6 @@ fn asks_for_nothing(name: &str, value: &Value) -> bool {
         "suffix" => value.as_str() == Some(""),
         "tools" | "functions" => value.as_array().is_some_and(Vec::is_empty),
         "tool_choice" | "function_call" => value.as_str() == Some("none"),
-        "response_format" => value["type"] == "text",
         "modalities" => *value == serde_json::json!(["text"]),
         _ => false,
     }

@@ -28,6 +28,8 @@ mod rate;
 mod requests;
 mod served;
 mod shutdown;
+mod structured;
+mod tools;
 mod words;
 
 pub use access::Access;

@@ -7,7 +7,10 @@ use dfastllm_backends::{
 };
 use dfastllm_engine::decoding::Preset;
 use dfastllm_engine::{Engine, EngineConfig, EngineHandle, ModelLimits, Verifier};
-use dfastllm_models::{ChatTemplate, GenerationDefaults, LoadedModel, ModelFiles, Tokenizer, load};
+use dfastllm_models::{
+    ChatTemplate, GenerationDefaults, LoadedModel, ModelFiles, StructureCompiler, StructureError,
+    Tokenizer, load,
+};
 
 /// Taken for the memory of devices that do not tell theirs.
 const UNKNOWN_MEMORY_BYTES: u64 = 8 << 30;
@@ -60,6 +63,8 @@ pub struct ServedModel {
     pub tokenizer: Tokenizer,
     /// Its chat template.
     pub chat: Option<ChatTemplate>,
+    /// What compiles structures of answers, or why nothing does.
+    pub structures: Result<StructureCompiler, StructureError>,
     /// What requests are checked against.
     pub limits: ModelLimits,
     /// Sampling defaults of the checkpoint.
@@ -111,6 +116,7 @@ impl ServedModel {
         let verifier = verifier(options, &loaded, &device, max_model_len)?;
         let limits = ModelLimits::new(&loaded, max_model_len);
         let limits = ModelLimits { has_verifier: verifier.is_some(), ..limits };
+        let structures = StructureCompiler::new(&loaded.tokenizer, limits.vocab, &limits.end_ids);
         let kv_dtype = loaded.precision.kv;
         let engine = Engine::start_with(loaded.model, kv_dtype, verifier, &device.device, config)
             .map_err(|e| format!("{}: {e}", device.spec))?;
@@ -119,6 +125,7 @@ impl ServedModel {
             family: loaded.family,
             tokenizer: loaded.tokenizer,
             chat: loaded.chat,
+            structures,
             limits,
             generation: loaded.generation,
             dtype: weight_types(&loaded.precision),

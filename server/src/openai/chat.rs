@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
 use dfastllm_engine::{Task, Usage};
-use dfastllm_models::{ChatTemplate, Rendering, SpecialTokens, Tokenizer};
+use dfastllm_models::{ChatTemplate, Guide, Rendering, SpecialTokens, Tokenizer};
 use serde_json::{Map, Value};
 
 use super::respond::{Frame, Prepared, respond};
@@ -16,6 +16,8 @@ use crate::generation::Choices;
 use crate::openapi::answers::{ChatChunk, ChatCompletion};
 use crate::openapi::errors::RunErrors;
 use crate::prompting::{rendering, special_tokens};
+use crate::structured::guide;
+use crate::tools::{self, Tools, tools_of};
 use crate::{ApiError, AppState};
 
 const MAX_MESSAGES: usize = 10_000;
@@ -44,7 +46,13 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
         let message = "the model has no chat template; start the server with --chat-template FILE";
         ApiError::invalid("messages", message)
     })?;
+    let tools = tools_of(
+        request.tools.as_ref(),
+        request.tool_choice.as_ref(),
+        request.parallel_tool_calls.as_ref(),
+    )?;
     let messages = messages(request.messages)?;
+    let conversation = tools::render(&messages, tools.as_ref(), template.takes_tools());
     let rendering = rendering(
         request.add_generation_prompt,
         request.continue_final_message,
@@ -53,7 +61,7 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
     // The template writes all special tokens itself.
     let special = special_tokens(request.common.add_special_tokens, SpecialTokens::Skip);
     let how = (rendering, special);
-    let mut prompt = prompt(messages, template, served.tokenizer.clone(), how).await?;
+    let mut prompt = prompt(conversation, template, served.tokenizer.clone(), how).await?;
     let (mut params, options) = convert_request(
         request.common,
         (request.max_completion_tokens, None),
@@ -66,6 +74,9 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
         cut.apply(&mut prompt);
     }
     params.arrival = arrival;
+    if let Some(tools) = &tools {
+        params.structure = structure(tools, params.structure.take(), state).await?;
+    }
     if params.task != Task::Generate {
         let message = "a likelihood is asked of /v1/completions, whose prompt holds the answer";
         return Err(ApiError::invalid("diffusion.likelihood", message));
@@ -74,7 +85,24 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
     let names = frame.names(headers, &options);
     let choices = Choices::submit((state, served), vec![prompt], &params, &options, names)?;
     let (tokenizer, echoes) = (served.tokenizer.clone(), Vec::new());
-    Ok(Prepared { frame, choices, options, tokenizer, echoes, scoring: Usage::default() })
+    Ok(Prepared { frame, choices, options, tokenizer, echoes, scoring: Usage::default(), tools })
+}
+
+/// What an answer has to be that may have to be a call.
+async fn structure(
+    tools: &Tools,
+    format: Option<Guide>,
+    state: &AppState,
+) -> Result<Option<Guide>, ApiError> {
+    if format.is_some() {
+        let message = "tools do not go with response_format or structured_outputs: a call has \
+                       another form";
+        return Err(ApiError::invalid("tools", message));
+    }
+    match tools.structure() {
+        None => Ok(None),
+        Some(calls) => guide(calls, state).await?.map(Some).map_err(|e| tools.refusal(&e)),
+    }
 }
 
 /// Renders and tokenises a chat: also for the command line.
@@ -89,14 +117,14 @@ pub(crate) fn encode_chat(
 }
 
 async fn prompt(
-    messages: Value,
+    (messages, tools): (Value, Option<Value>),
     template: ChatTemplate,
     tokenizer: Tokenizer,
     (rendering, special): (Rendering, SpecialTokens),
 ) -> Result<Vec<u32>, ApiError> {
     let encode = move || {
-        let text = template.render_with(&messages, None, &rendering).map_err(|e| e.to_string())?;
-        tokenizer.encode(&text, special)
+        let text = template.render_with(&messages, tools.as_ref(), &rendering);
+        tokenizer.encode(&text.map_err(|e| e.to_string())?, special)
     };
     tokio::task::spawn_blocking(encode)
         .await

@@ -98,7 +98,7 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
     let prompts = prompts.into_iter().map(|(_, ids)| ids).collect();
     let choices = Choices::submit((state, served), prompts, &params, &options, names)?;
     let tokenizer = served.tokenizer.clone();
-    let prepared = Prepared { frame, choices, options, tokenizer, echoes, scoring };
+    let prepared = Prepared { frame, choices, options, tokenizer, echoes, scoring, tools: None };
     Ok(Prepare::Run(Box::new(prepared)))
 }
 
@@ -123,6 +123,7 @@ fn refuse_for_answers(
             ("ignore_eos", params.ignore_eos),
             ("return_token_ids", options.return_token_ids),
             ("diffusion.trace", options.trace),
+            ("response_format", params.structure.is_some()),
         ],
     )
 }

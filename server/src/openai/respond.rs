@@ -13,6 +13,7 @@ use crate::app::REQUEST_ID;
 use crate::convert::{AnswerOptions, Endpoint};
 use crate::generation::{Choices, Update};
 use crate::logprobs::{Place, logprobs};
+use crate::tools::{self, Tools};
 use crate::{ApiError, AppState, ServedModel};
 
 /// What stands in every object of one answer.
@@ -87,6 +88,8 @@ pub(crate) struct Prepared {
     pub(crate) echoes: Vec<Echo>,
     /// What scoring them took.
     pub(crate) scoring: Usage,
+    /// What the model may call.
+    pub(crate) tools: Option<Tools>,
 }
 
 impl Prepared {
@@ -195,6 +198,21 @@ impl Answer {
         self.finish = update.finish.or(self.finish);
     }
 
+    /// Separates calls from text.
+    fn find_calls(&self, tools: &Tools, choice: &mut Value) {
+        let mut parser = tools.parser();
+        let mut deltas = parser.push(&self.text);
+        deltas.extend(parser.finish());
+        let (content, calls) = tools::message(&deltas);
+        choice["message"]["content"] = content.into();
+        if !calls.is_empty() {
+            choice["message"]["tool_calls"] = calls.into();
+        }
+        if let Some(reason) = choice["finish_reason"].as_str() {
+            choice["finish_reason"] = parser.finish_reason(reason).into();
+        }
+    }
+
     fn mean_logprob(&self) -> f64 {
         let sum: f64 = self.tokens.iter().map(|token| token.logprob).sum();
         sum / self.tokens.len().max(1) as f64
@@ -213,8 +231,11 @@ impl Answer {
                     json!({"role": "assistant", "content": self.text, "refusal": null});
             }
         }
-        choice["logprobs"] = prepared.logprobs(index, &self.tokens);
         choice["finish_reason"] = finish_reason(self.finish);
+        if let Some(tools) = &prepared.tools {
+            self.find_calls(tools, &mut choice);
+        }
+        choice["logprobs"] = prepared.logprobs(index, &self.tokens);
         if options.return_token_ids {
             choice["token_ids"] = ids(&self.tokens);
         }

@@ -16,6 +16,7 @@ use crate::ApiError;
 use crate::convert::Endpoint;
 use crate::generation::Update;
 use crate::logprobs::{Place, logprobs, token_text};
+use crate::tools::{CallParser, Tools};
 
 /// Bytes of events that are sent at once, about.
 const FULL: usize = 16 << 10;
@@ -35,6 +36,8 @@ struct Streaming {
     chunks: Chunks,
     /// What of each choice was sent so far.
     places: Vec<Place>,
+    /// What finds the calls of each choice; none where there are no tools.
+    calls: Vec<CallParser>,
     stage: Stage,
 }
 
@@ -43,8 +46,10 @@ pub(crate) fn streamed(prepared: Prepared, first: Option<Update>) -> Response {
     let prompt = |choice| prepared.echo(choice).map_or(0, |echo| echo.text.chars().count());
     let place = |choice| Place { chars: prompt(choice), gap: 0 };
     let places = (0..prepared.choices.len()).map(place).collect();
+    let parser = prepared.tools.iter().map(Tools::parser).cycle();
+    let calls = parser.take(prepared.choices.len()).collect();
     let chunks = Chunks::new(&prepared.frame, prepared.options.obfuscates);
-    let streaming = Streaming { prepared, chunks, places, stage: Stage::Start(first) };
+    let streaming = Streaming { prepared, chunks, places, calls, stage: Stage::Start(first) };
     let body = stream::unfold(streaming, |mut streaming| async {
         streaming.next().await.map(|text| (Ok::<_, Infallible>(Bytes::from(text)), streaming))
     });
@@ -135,9 +140,10 @@ impl Streaming {
         let tells_tokens = options.return_token_ids || options.logprobs.is_some();
         if tells_tokens && !update.tokens.is_empty() {
             self.add_tokens(update, out);
-        } else if !update.text.is_empty() {
+        } else if !update.text.is_empty() && self.calls.is_empty() {
             self.chunks.text(out, update.index, &update.text, self.usage().as_ref());
         }
+        self.add_calls(update, out);
         let place = &mut self.places[update.index];
         place.chars += update.text.chars().count();
         place.gap = update.tokens.last().map_or(place.gap, |token| token.gap);
@@ -149,6 +155,11 @@ impl Streaming {
         if let Some(reason) = update.finish {
             let mut choice = self.delta(update.index, Value::Null);
             choice["finish_reason"] = finish_reason(Some(reason));
+            if let (Some(calls), Some(reason)) =
+                (self.calls.get(update.index), choice["finish_reason"].as_str())
+            {
+                choice["finish_reason"] = calls.finish_reason(reason).into();
+            }
             if self.prepared.options.trace {
                 choice["trace"] = trace(&self.prepared.choices.take_trace(update.index));
             }
@@ -159,10 +170,24 @@ impl Streaming {
         }
     }
 
-    /// New text with what is told of its tokens.
+    /// What new text is where there are tools: content, or part of a call.
+    fn add_calls(&mut self, update: &Update, out: &mut String) {
+        let Some(calls) = self.calls.get_mut(update.index) else { return };
+        let mut deltas = calls.push(&update.text);
+        if update.finish.is_some() {
+            deltas.extend(calls.finish());
+        }
+        for delta in deltas {
+            let choice = self.delta(update.index, delta.to_json());
+            self.chunks.choice(out, &choice, self.usage().as_ref());
+        }
+    }
+
+    /// New text with what is told of its tokens; where there are tools, the text comes by itself.
     fn add_tokens(&self, update: &Update, out: &mut String) {
         let prepared = &self.prepared;
         let delta = match prepared.frame.endpoint() {
+            Endpoint::Chat if !self.calls.is_empty() => json!({}),
             Endpoint::Chat => json!({"content": update.text}),
             Endpoint::Completions => json!(update.text),
         };

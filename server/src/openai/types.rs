@@ -14,7 +14,9 @@ use utoipa::ToSchema;
 
 use super::unique::Unique;
 use crate::ApiError;
-use crate::openapi::requests::{Diffusion, Logprobs, Message, Prompt, Stop};
+use crate::openapi::requests::{
+    Diffusion, Logprobs, Message, Prompt, ResponseFormat, Stop, StructuredOutputs, Tool, ToolChoice,
+};
 
 /// Fields both generation endpoints share.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
@@ -111,6 +113,12 @@ pub(crate) struct Common {
     pub(crate) spaces_between_special_tokens: Option<bool>,
     /// Another name the request can be cancelled by.
     pub(crate) request_id: Option<String>,
+    /// What form the answer has: any text, JSON, or JSON of a schema.
+    #[schema(value_type = Option<ResponseFormat>)]
+    pub(crate) response_format: Option<Value>,
+    /// The same in vLLM's words, and more: a pattern, a choice, a grammar.
+    #[schema(value_type = Option<StructuredOutputs>)]
+    pub(crate) structured_outputs: Option<Value>,
     /// vLLM's settings of diffusion models.
     #[schema(value_type = Option<std::collections::BTreeMap<String, Value>>)]
     pub(crate) vllm_xargs: Option<Map<String, Value>>,
@@ -158,6 +166,15 @@ pub(crate) struct ChatRequest {
     pub(crate) add_generation_prompt: Option<bool>,
     /// Goes on with the last message instead of answering it.
     pub(crate) continue_final_message: Option<bool>,
+    /// Functions the model may ask the client to call, at most 128.
+    #[schema(value_type = Option<Vec<Tool>>)]
+    pub(crate) tools: Option<Value>,
+    /// `none`, `auto`, `required` or one of the tools.
+    #[schema(value_type = Option<ToolChoice>)]
+    pub(crate) tool_choice: Option<Value>,
+    /// Whether an answer may hold several calls; true unless told otherwise.
+    #[schema(value_type = Option<bool>)]
+    pub(crate) parallel_tool_calls: Option<Value>,
     /// More variables for the chat template.
     #[schema(value_type = Option<std::collections::BTreeMap<String, Value>>)]
     pub(crate) chat_template_kwargs: Option<Map<String, Value>>,

@@ -241,11 +241,55 @@ enum AssistantRole {
 struct AssistantMessage {
     #[schema(inline)]
     role: AssistantRole,
-    /// The text.
-    content: String,
+    /// The text; null beside calls without one.
+    #[schema(required)]
+    content: Option<String>,
     /// Always null: OpenAI's clients look for it.
     #[schema(required)]
     refusal: Option<String>,
+    /// Functions the client is asked to call.
+    #[schema(nullable = false)]
+    tool_calls: Option<Vec<ToolCall>>,
+}
+
+/// A function the client is asked to call.
+#[derive(ToSchema)]
+struct ToolCall {
+    /// What its result names as `tool_call_id`.
+    id: String,
+    /// Always `function`.
+    r#type: String,
+    function: CalledFunction,
+}
+
+/// Which function, and with what.
+#[derive(ToSchema)]
+struct CalledFunction {
+    name: String,
+    /// JSON of its arguments, as text.
+    arguments: String,
+}
+
+/// A call, or what is added to one.
+#[derive(ToSchema)]
+struct ToolCallDelta {
+    /// Which of the message's calls.
+    index: u64,
+    /// In its first chunk.
+    #[schema(nullable = false)]
+    id: Option<String>,
+    /// In its first chunk: `function`.
+    #[schema(nullable = false)]
+    r#type: Option<String>,
+    function: CalledFunctionDelta,
+}
+
+/// Its name in the first chunk; text that is added to its arguments.
+#[derive(ToSchema)]
+struct CalledFunctionDelta {
+    #[schema(nullable = false)]
+    name: Option<String>,
+    arguments: String,
 }
 
 /// Log-probabilities, token by token.
@@ -336,4 +380,6 @@ struct Delta {
     role: Option<AssistantRole>,
     #[schema(nullable = false)]
     content: Option<String>,
+    #[schema(nullable = false)]
+    tool_calls: Option<Vec<ToolCallDelta>>,
 }
