@@ -177,7 +177,8 @@ pub struct TextAssembler {
     stops: Vec<String>,
     /// Text that may be the beginning of a stop string.
     held: String,
-    stopped: bool,
+    /// The stop string that was met.
+    stopped_at: Option<String>,
 }
 
 impl TextAssembler {
@@ -185,18 +186,24 @@ impl TextAssembler {
     #[must_use]
     pub fn new(stream: TokenStream, mut stops: Vec<String>) -> Self {
         stops.retain(|s| !s.is_empty());
-        Self { stream, stops, held: String::new(), stopped: false }
+        Self { stream, stops, held: String::new(), stopped_at: None }
     }
 
     /// Whether a stop string was met: nothing more will be given out.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        self.stopped
+        self.stopped_at.is_some()
+    }
+
+    /// The stop string that was met, if one was; of several at one place the first given.
+    #[must_use]
+    pub fn stopped_at(&self) -> Option<&str> {
+        self.stopped_at.as_deref()
     }
 
     /// The text that became certain with a token.
     pub fn push(&mut self, token: &SettledToken) -> String {
-        if self.stopped || token.is_end {
+        if self.is_stopped() || token.is_end {
             return String::new();
         }
         let text = self.stream.push(token.id);
@@ -205,7 +212,7 @@ impl TextAssembler {
 
     /// What was held back, at the end.
     pub fn finish(&mut self) -> String {
-        if self.stopped {
+        if self.is_stopped() {
             return String::new();
         }
         let text = self.stream.finish();
@@ -214,9 +221,9 @@ impl TextAssembler {
 
     fn release(&mut self, text: &str, all: bool) -> String {
         self.held.push_str(text);
-        let first = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        if let Some(at) = first {
-            self.stopped = true;
+        let found = |stop: &String| self.held.find(stop.as_str()).map(|at| (at, stop.clone()));
+        if let Some((at, stop)) = self.stops.iter().filter_map(found).min_by_key(|(at, _)| *at) {
+            self.stopped_at = Some(stop);
             self.held.truncate(at);
             return std::mem::take(&mut self.held);
         }

@@ -13,7 +13,9 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::metrics::Metrics;
 use crate::requests::Requests;
-use crate::{ApiError, ServedModel, auth, health, openai, requests};
+use crate::{
+    ApiError, ServedModel, anthropic, auth, health, infill_api, openai, requests, responses, tokenize,
+};
 
 /// Largest request body. Parsed JSON takes many times its text; the longest context served, 131072
 /// token ids, is under 1 MB.
@@ -100,6 +102,13 @@ pub fn app(state: AppState) -> Router {
         .route("/v1/completions", post(openai::completions::create))
         .route("/v1/chat/completions", post(openai::chat::create))
         .route("/v1/requests/{id}", delete(requests::cancel))
+        .route("/v1/responses", post(responses::create))
+        .route("/v1/messages", post(anthropic::create))
+        .route("/v1/messages/count_tokens", post(anthropic::count_tokens))
+        .route("/infill", post(infill_api::create))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/tokenizer_info", get(tokenize::info))
         .route_layer(middleware::from_fn_with_state(state.clone(), auth::require_key));
     Router::new()
         .merge(guarded)
@@ -112,6 +121,7 @@ pub fn app(state: AppState) -> Router {
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(CatchPanicLayer::custom(|_| internal_error()))
+        .layer(middleware::from_fn(anthropic::error_shape))
         .layer(middleware::from_fn(request_id))
         .with_state(state)
 }

@@ -2,11 +2,15 @@
 
 use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, HeaderName};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
 
 use crate::{ApiError, AppState};
+
+/// Where Anthropic's clients put their key.
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Lets a request pass that brings one of the keys, or any if there are none.
 pub(crate) async fn require_key(
@@ -14,11 +18,16 @@ pub(crate) async fn require_key(
     request: Request,
     next: Next,
 ) -> Response {
-    let given = request.headers().get(AUTHORIZATION).and_then(|h| h.to_str().ok());
-    if state.api_keys().is_empty() || given.is_some_and(|h| is_known(bearer(h), state.api_keys())) {
+    if state.api_keys().is_empty() || brings_key(request.headers(), state.api_keys()) {
         return next.run(request).await;
     }
     ApiError::Unauthorized.into_response()
+}
+
+fn brings_key(headers: &HeaderMap, keys: &[String]) -> bool {
+    let text = |name| headers.get(name).and_then(|h| h.to_str().ok());
+    let given = [text(AUTHORIZATION).map(bearer), text(X_API_KEY)];
+    given.into_iter().flatten().any(|key| is_known(key, keys))
 }
 
 /// The key of an `Authorization` header; the scheme's case does not matter.

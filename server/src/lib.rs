@@ -2,23 +2,30 @@
 //!
 //! [`app`] is the whole server as a router over an [`AppState`]; `cli` holds the commands. Wire
 //! types live in `openai` and nowhere else; `convert.rs` turns them into valid engine requests and
-//! answers every unknown or unsupported field.
+//! answers every unknown or unsupported field. Other APIs (`responses`, `anthropic`, `infill_api`)
+//! translate their requests to these and write answers in their own shapes (`translated.rs`).
 
+mod anthropic;
 mod app;
 mod auth;
 pub mod cli;
 mod convert;
 mod diffusion;
 mod error;
+mod fields;
 mod generation;
 mod health;
 mod infill;
+mod infill_api;
 mod logprobs;
 mod metrics;
 mod openai;
 mod requests;
+mod responses;
 mod served;
 mod shutdown;
+mod tokenize;
+mod translated;
 
 pub use app::{AppState, app};
 pub use error::ApiError;

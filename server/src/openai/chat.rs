@@ -13,7 +13,7 @@ use super::respond::{Frame, Prepared, respond};
 use super::types::{Body, ChatRequest, parse};
 use crate::convert::{Endpoint, check_model, convert};
 use crate::generation::Choices;
-use crate::{ApiError, AppState};
+use crate::{ApiError, AppState, ServedModel};
 
 const MAX_MESSAGES: usize = 10_000;
 
@@ -30,13 +30,19 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
     let arrival = Instant::now();
     let served = state.require_model()?;
     let request: ChatRequest = parse(headers, body)?;
+    prepare_request((state, headers), request, Frame::new(Endpoint::Chat, served), arrival).await
+}
+
+/// Submits a chat request, whichever API it came through.
+pub(crate) async fn prepare_request(
+    (state, headers): (&AppState, &HeaderMap),
+    request: ChatRequest,
+    frame: Frame,
+    arrival: Instant,
+) -> Result<Prepared, ApiError> {
+    let served = state.require_model()?;
     check_model(request.common.model.as_deref(), served)?;
-    let template = served.chat.clone().ok_or_else(|| {
-        let message = "the model has no chat template; start the server with --chat-template FILE";
-        ApiError::invalid("messages", message)
-    })?;
-    let messages = messages(request.messages)?;
-    let prompt = prompt(messages, template, served.tokenizer.clone()).await?;
+    let prompt = prompt(request.messages, served).await?;
     let (mut params, options) = convert(
         request.common,
         (request.max_completion_tokens, None),
@@ -49,7 +55,6 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
         let message = "a likelihood is asked of /v1/completions, whose prompt holds the answer";
         return Err(ApiError::invalid("diffusion.likelihood", message));
     }
-    let frame = Frame::new(Endpoint::Chat, served);
     let names = frame.names(headers);
     let choices = Choices::submit((state, served), vec![prompt], &params, &options, names)?;
     let (tokenizer, echoes) = (served.tokenizer.clone(), Vec::new());
@@ -67,19 +72,29 @@ pub(crate) fn encode_chat(
     tokenizer.encode(&text, SpecialTokens::Skip)
 }
 
-async fn prompt(
-    messages: Value,
-    template: ChatTemplate,
-    tokenizer: Tokenizer,
+/// Token ids of a chat.
+pub(crate) async fn prompt(
+    given: Option<Vec<Value>>,
+    served: &ServedModel,
 ) -> Result<Vec<u32>, ApiError> {
+    let (template, tokenizer) = (template(served)?, served.tokenizer.clone());
+    let messages = messages(given)?;
     tokio::task::spawn_blocking(move || encode_chat(&messages, &template, &tokenizer))
         .await
         .unwrap_or_else(|_| Err("rendering failed".to_owned()))
         .map_err(|message| ApiError::invalid("messages", message))
 }
 
+/// The model's chat template.
+pub(crate) fn template(served: &ServedModel) -> Result<ChatTemplate, ApiError> {
+    served.chat.clone().ok_or_else(|| {
+        let message = "the model has no chat template; start the server with --chat-template FILE";
+        ApiError::invalid("messages", message)
+    })
+}
+
 /// Checks roles and contents and joins content parts, with nothing between.
-fn messages(given: Option<Vec<Value>>) -> Result<Value, ApiError> {
+pub(crate) fn messages(given: Option<Vec<Value>>) -> Result<Value, ApiError> {
     let given = given.ok_or_else(|| ApiError::invalid("messages", "messages is missing"))?;
     if given.is_empty() || given.len() > MAX_MESSAGES {
         let message = format!("{} messages, expected 1 to {MAX_MESSAGES}", given.len());

@@ -33,7 +33,7 @@ pub(crate) async fn create(
 }
 
 /// A request that generates, or the answer to one that only scored its prompts.
-enum Prepare {
+pub(crate) enum Prepare {
     Run(Box<Prepared>),
     Scored(Value),
 }
@@ -42,13 +42,24 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
     let arrival = Instant::now();
     let served = state.require_model()?;
     let request: CompletionRequest = parse(headers, body)?;
+    let frame = Frame::new(Endpoint::Completions, served);
+    prepare_request((state, headers), request, frame, arrival).await
+}
+
+/// Submits a completion request, whichever API it came through.
+pub(crate) async fn prepare_request(
+    (state, headers): (&AppState, &HeaderMap),
+    request: CompletionRequest,
+    frame: Frame,
+    arrival: Instant,
+) -> Result<Prepare, ApiError> {
+    let served = state.require_model()?;
     check_model(request.common.model.as_deref(), served)?;
     let prompts = prompts(request.prompt, served.tokenizer.clone()).await?;
     let longest = prompts.iter().map(|(_, ids)| ids.len()).max().unwrap_or(0);
     let (mut params, options) =
         convert(request.common, (None, request.suffix), longest, Endpoint::Completions, served)?;
     params.arrival = arrival;
-    let frame = Frame::new(Endpoint::Completions, served);
     let echo = request.echo.unwrap_or(false);
     if params.task != Task::Generate {
         refuse_stream(&options, "a likelihood is one number")?;

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use dfastllm_engine::{Audit, Change, ChangeKind, FinishReason, SettledToken, TraceStep, Usage};
 use dfastllm_models::Tokenizer;
-use futures_util::stream;
+use futures_util::stream::{self, Stream, StreamExt};
 use serde_json::{Value, json};
 
 use super::echo::Echo;
@@ -38,6 +38,26 @@ impl Frame {
             .map_or(0, |d| d.as_secs());
         let id = format!("{prefix}-{}", uuid::Uuid::new_v4().simple());
         Self { endpoint, id, created, model: served.name().to_owned() }
+    }
+
+    /// Another API's answer: its id begins otherwise.
+    pub(crate) fn with_prefix(self, prefix: &str) -> Self {
+        let id = format!("{prefix}_{}", uuid::Uuid::new_v4().simple());
+        Self { id, ..self }
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Unix time.
+    pub(crate) fn created(&self) -> u64 {
+        self.created
+    }
+
+    /// The model's name in answers.
+    pub(crate) fn model(&self) -> &str {
+        &self.model
     }
 
     /// What the request can be cancelled by: the answer's id and the request's own.
@@ -93,7 +113,7 @@ impl Prepared {
         self.echoes.get(choice / self.options.n.max(1))
     }
 
-    fn usage(&self) -> Usage {
+    pub(crate) fn usage(&self) -> Usage {
         let mut usage = self.choices.usage(self.options.n);
         usage.merge(&self.scoring);
         usage
@@ -128,18 +148,15 @@ pub(crate) async fn respond(
     while let Some(update) = next_update(&mut prepared.choices).await? {
         answers[update.index].add(update);
     }
-    for (index, answer) in answers.iter_mut().enumerate() {
-        answer.trace = prepared.choices.take_trace(index);
-        answer.gaps = prepared.choices.take_gaps(index);
-    }
     let list: Vec<Value> =
-        answers.iter().enumerate().map(|(i, a)| a.choice(i, &prepared)).collect();
+        answers.iter_mut().enumerate().map(|(i, a)| a.finish(i, &mut prepared)).collect();
     let mut body = prepared.frame.object(false, list.into());
     body["usage"] = usage(prepared.usage());
     Ok(Json(body).into_response())
 }
 
-async fn next_update(choices: &mut Choices) -> Result<Option<Update>, ApiError> {
+/// What became certain next; an error ends the request.
+pub(crate) async fn next_update(choices: &mut Choices) -> Result<Option<Update>, ApiError> {
     choices.next().await.map_err(|error| {
         choices.fail(&error);
         ApiError::from(error)
@@ -148,19 +165,26 @@ async fn next_update(choices: &mut Choices) -> Result<Option<Update>, ApiError> 
 
 /// A choice as it comes together.
 #[derive(Debug, Clone, Default)]
-struct Answer {
-    text: String,
+pub(crate) struct Answer {
+    pub(crate) text: String,
     tokens: Vec<SettledToken>,
-    finish: Option<FinishReason>,
+    pub(crate) finish: Option<FinishReason>,
     trace: Vec<TraceStep>,
     gaps: Vec<String>,
 }
 
 impl Answer {
-    fn add(&mut self, update: Update) {
+    pub(crate) fn add(&mut self, update: Update) {
         self.text.push_str(&update.text);
         self.tokens.extend(update.tokens);
         self.finish = update.finish.or(self.finish);
+    }
+
+    /// The choice object, once the choice has ended.
+    pub(crate) fn finish(&mut self, index: usize, prepared: &mut Prepared) -> Value {
+        self.trace = prepared.choices.take_trace(index);
+        self.gaps = prepared.choices.take_gaps(index);
+        self.choice(index, prepared)
     }
 
     fn choice(&self, index: usize, prepared: &Prepared) -> Value {
@@ -274,13 +298,18 @@ fn streamed(prepared: Prepared, first: Option<Update>) -> Response {
     let place = |choice| Place { chars: prompt(choice), gap: 0 };
     let places = (0..prepared.choices.len()).map(place).collect();
     let streaming = Streaming { prepared, places, stage: Stage::Start(first) };
-    let body = stream::unfold(streaming, |mut streaming| async {
-        streaming.next().await.map(|text| (Ok::<_, Infallible>(Bytes::from(text)), streaming))
-    });
+    event_stream(stream::unfold(streaming, |mut streaming| async {
+        streaming.next().await.map(|text| (text, streaming))
+    }))
+}
+
+/// An answer of server-sent events, each item one or more of them.
+pub(crate) fn event_stream(events: impl Stream<Item = String> + Send + 'static) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
         (header::CACHE_CONTROL, "no-cache"),
     ];
+    let body = events.map(|text| Ok::<_, Infallible>(Bytes::from(text)));
     (headers, Body::from_stream(body)).into_response()
 }
 

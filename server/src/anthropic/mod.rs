@@ -1,0 +1,63 @@
+//! `POST /v1/messages` and `POST /v1/messages/count_tokens`: Anthropic's Messages API for text.
+//!
+//! A request becomes a chat request ([`request`]); its answer is written back in the shapes of this
+//! API ([`answer`]), and so are errors below this path ([`errors`]).
+
+mod answer;
+mod errors;
+mod request;
+
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use serde_json::{Value, json};
+
+use crate::convert::{Endpoint, check_model};
+use crate::fields::{Fields, in_words_of};
+use crate::openai::chat::{prepare_request, prompt};
+use crate::openai::respond::{Frame, Prepared};
+use crate::openai::types::Body;
+use crate::translated::respond;
+use crate::{ApiError, AppState};
+use answer::Writer;
+pub(crate) use errors::error_shape;
+
+/// Our fields, and what they are called here.
+const NAMES: [(&str, &str); 2] = [("stop", "stop_sequences"), ("prompt", "messages")];
+
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let prepared = prepare(&state, &headers, body).await;
+    respond(&state, prepared.map_err(|error| in_words_of(error, &NAMES))).await
+}
+
+async fn prepare(
+    state: &AppState,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Prepared, Writer), ApiError> {
+    let arrival = Instant::now();
+    let served = state.require_model()?;
+    let chat = request::translate(Fields::parse(headers, body)?)?;
+    let frame = Frame::new(Endpoint::Chat, served).with_prefix("msg");
+    Ok((prepare_request((state, headers), chat, frame, arrival).await?, Writer))
+}
+
+/// Tokens of the prompt that a message request would have.
+pub(crate) async fn count_tokens(
+    State(state): State<AppState>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Json<Value>, ApiError> {
+    let served = state.require_model()?;
+    let chat = request::to_count(Fields::parse(&headers, body)?)?;
+    check_model(chat.common.model.as_deref(), served)?;
+    let ids = prompt(chat.messages, served).await.map_err(|e| in_words_of(e, &NAMES))?;
+    Ok(Json(json!({"input_tokens": ids.len()})))
+}
