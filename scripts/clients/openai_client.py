@@ -64,5 +64,6 @@ def check(program, model):
     print(f"openai {openai.__version__}, {model}: ok")
 
 
-for name in ["builtin:tiny-phi", "builtin:tiny-llada", "builtin:tiny-dream"]:
-    check(sys.argv[1], name)
+if __name__ == "__main__":
+    for name in ["builtin:tiny-phi", "builtin:tiny-llada", "builtin:tiny-dream"]:
+        check(sys.argv[1], name)

@@ -14,7 +14,8 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::metrics::Metrics;
 use crate::requests::Requests;
 use crate::{
-    ApiError, ServedModel, anthropic, auth, health, infill_api, openai, requests, responses, tokenize,
+    ApiError, ServedModel, anthropic, auth, health, infill_api, openai, requests, responses,
+    tokenize,
 };
 
 /// Largest request body. Parsed JSON takes many times its text; the longest context served, 131072

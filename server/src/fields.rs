@@ -135,9 +135,8 @@ impl Fields {
 /// Refuses diffusion settings that only OpenAI's endpoints answer.
 pub(crate) fn refuse_told(to: &Map<String, Value>, names: &[&str]) -> Result<(), ApiError> {
     let Some(given) = to.get("diffusion").and_then(Value::as_object) else { return Ok(()) };
-    let asks = |name: &&&str| {
-        given.get(**name).is_some_and(|v| !v.is_null() && *v != Value::Bool(false))
-    };
+    let asks =
+        |name: &&&str| given.get(**name).is_some_and(|v| !v.is_null() && *v != Value::Bool(false));
     match names.iter().find(asks) {
         None => Ok(()),
         Some(name) => {
@@ -158,7 +157,12 @@ pub(crate) fn in_words_of(error: ApiError, names: &[(&str, &str)]) -> ApiError {
     let ApiError::Invalid { param: Some(param), code, message } = error else { return error };
     match names.iter().find(|(ours, _)| *ours == param) {
         Some((ours, theirs)) => {
-            let message = message.replace(ours, theirs);
+            // Names without an underscore are also words.
+            let message = match message.strip_prefix(ours) {
+                Some(rest) => format!("{theirs}{rest}"),
+                None if ours.contains('_') => message.replace(ours, theirs),
+                None => message,
+            };
             ApiError::Invalid { param: Some((*theirs).to_owned()), code, message }
         }
         None => ApiError::Invalid { param: Some(param), code, message },
@@ -192,5 +196,9 @@ mod tests {
         let error = in_words_of(error, &[("stop", "x"), ("max_tokens", "n_predict")]).body();
         assert_eq!(error["error"]["param"], "n_predict");
         assert_eq!(error["error"]["message"], "n_predict is 0, expected at least 1");
+        let error = ApiError::invalid("stop", "a stop string has 0 bytes");
+        let error = in_words_of(error, &[("stop", "stop_sequences")]).body();
+        assert_eq!(error["error"]["param"], "stop_sequences");
+        assert_eq!(error["error"]["message"], "a stop string has 0 bytes");
     }
 }

@@ -18,15 +18,8 @@ const MAX_TEXT_BYTES: usize = 1 << 20;
 /// Most ids to turn into text; twice the longest context served.
 const MAX_IDS: usize = 1 << 18;
 /// Tokens with a meaning, which `tokenizer_config.json` gives as texts or as objects.
-const SPECIAL: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "pad_token",
-    "unk_token",
-    "mask_token",
-    "sep_token",
-    "cls_token",
-];
+const SPECIAL: [&str; 7] =
+    ["bos_token", "eos_token", "pad_token", "unk_token", "mask_token", "sep_token", "cls_token"];
 
 /// Ids of a text, or of a chat as its template writes it.
 pub(crate) async fn tokenize(

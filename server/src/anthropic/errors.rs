@@ -46,7 +46,8 @@ pub(super) fn object(error: &ApiError, status: StatusCode) -> Value {
         StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
         StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
         StatusCode::GATEWAY_TIMEOUT => "timeout_error",
-        status if status.is_server_error() => "api_error",
+        // 499 is a request that somebody else cancelled.
+        status if status.is_server_error() || status.as_u16() == 499 => "api_error",
         _ => "invalid_request_error",
     };
     json!({"type": "error", "error": {"type": kind, "message": error.message()}})

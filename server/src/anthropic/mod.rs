@@ -33,8 +33,7 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let prepared = prepare(&state, &headers, body).await;
-    respond(&state, prepared.map_err(|error| in_words_of(error, &NAMES))).await
+    respond(&state, prepare(&state, &headers, body).await).await
 }
 
 async fn prepare(
@@ -46,7 +45,8 @@ async fn prepare(
     let served = state.require_model()?;
     let chat = request::translate(Fields::parse(headers, body)?)?;
     let frame = Frame::new(Endpoint::Chat, served).with_prefix("msg");
-    Ok((prepare_request((state, headers), chat, frame, arrival).await?, Writer))
+    let prepared = prepare_request((state, headers), chat, frame, arrival).await;
+    Ok((prepared.map_err(|error| in_words_of(error, &NAMES))?, Writer))
 }
 
 /// Tokens of the prompt that a message request would have.

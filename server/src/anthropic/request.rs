@@ -42,7 +42,11 @@ fn conversation(given: &mut Fields, chat: &mut Map<String, Value>) -> Result<(),
     given.refuse_unless("tools", is_empty, tools)?;
     given.refuse_unless("mcp_servers", is_empty, tools)?;
     given.refuse_unless("tool_choice", |v| v["type"] == "none" || v["type"] == "auto", tools)?;
-    given.refuse_unless("thinking", |v| v["type"] == "disabled", "the model does not think first")?;
+    given.refuse_unless(
+        "thinking",
+        |v| v["type"] == "disabled",
+        "the model does not think first",
+    )?;
     let nothing = |v: &Value| v.as_object().is_some_and(|v| v.values().all(Value::is_null));
     given.refuse_unless("output_config", nothing, "is not supported by this endpoint")?;
     given.ignore(&IGNORED);
@@ -92,7 +96,10 @@ fn content(param: &str, given: &Value) -> Result<String, ApiError> {
             (Some("text"), Some(text)) => content.push_str(text),
             _ => {
                 let param = format!("{param}[{index}]");
-                return Err(ApiError::unsupported(&param, format!("{param}: expected a text block")));
+                return Err(ApiError::unsupported(
+                    &param,
+                    format!("{param}: expected a text block"),
+                ));
             }
         }
     }

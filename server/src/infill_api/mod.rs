@@ -34,8 +34,7 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let prepared = prepare(&state, &headers, body).await;
-    respond(&state, prepared.map_err(|error| in_words_of(error, &NAMES))).await
+    respond(&state, prepare(&state, &headers, body).await).await
 }
 
 async fn prepare(
@@ -52,14 +51,14 @@ async fn prepare(
     let asked = request::translate(Fields::parse(headers, body)?, served).await?;
     let frame = Frame::new(Endpoint::Completions, served).with_prefix("infill");
     let prompt = asked.shown.clone();
-    let prepared =
-        match prepare_request((state, headers), asked.completion, frame, arrival).await? {
-            Prepare::Run(prepared) => *prepared,
-            Prepare::Scored(_) => {
-                let message = "a gap has no likelihood; ask /v1/completions";
-                return Err(ApiError::unsupported("diffusion.likelihood", message));
-            }
-        };
+    let prepared = prepare_request((state, headers), asked.completion, frame, arrival).await;
+    let prepared = match prepared.map_err(|error| in_words_of(error, &NAMES))? {
+        Prepare::Run(prepared) => *prepared,
+        Prepare::Scored(_) => {
+            let message = "a gap has no likelihood; ask /v1/completions";
+            return Err(ApiError::unsupported("diffusion.likelihood", message));
+        }
+    };
     let deadline = asked.limit_ms.and_then(|ms| arrival.checked_add(Duration::from_millis(ms)));
     Ok((prepared, Writer::new((arrival, deadline), prompt, asked.response_fields)))
 }

@@ -129,7 +129,10 @@ fn choose(samplers: &[Value], ours: &mut Map<String, Value>) -> Result<(), ApiEr
     let unknown = |name: &&Value| !name.as_str().is_some_and(|name| SAMPLERS.contains(&name));
     if let Some(name) = samplers.iter().find(unknown) {
         let message = format!("samplers: {name} is not one of {}", SAMPLERS.join(", "));
-        return Err(ApiError::unsupported("samplers", message.chars().take(200).collect::<String>()));
+        return Err(ApiError::unsupported(
+            "samplers",
+            message.chars().take(200).collect::<String>(),
+        ));
     }
     for (sampler, fields) in [
         ("penalties", &["repetition_penalty", "presence_penalty", "frequency_penalty"][..]),

@@ -35,8 +35,7 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let prepared = prepare(&state, &headers, body).await;
-    respond(&state, prepared.map_err(|error| in_words_of(error, &NAMES))).await
+    respond(&state, prepare(&state, &headers, body).await).await
 }
 
 async fn prepare(
@@ -48,6 +47,6 @@ async fn prepare(
     let served = state.require_model()?;
     let (chat, echo) = request::translate(Fields::parse(headers, body)?)?;
     let frame = Frame::new(Endpoint::Chat, served).with_prefix("resp");
-    let prepared = prepare_request((state, headers), chat, frame, arrival).await?;
-    Ok((prepared, Writer::new(echo)))
+    let prepared = prepare_request((state, headers), chat, frame, arrival).await;
+    Ok((prepared.map_err(|error| in_words_of(error, &NAMES))?, Writer::new(echo)))
 }
