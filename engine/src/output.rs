@@ -177,7 +177,8 @@ pub struct TextAssembler {
     stops: Vec<String>,
     /// Text that may be the beginning of a stop string.
     held: String,
-    stopped: bool,
+    /// The stop string that was met.
+    stopped_at: Option<String>,
     /// Whether what ended the text is part of it.
     keeps_stop: bool,
 }
@@ -187,7 +188,7 @@ impl TextAssembler {
     #[must_use]
     pub fn new(stream: TokenStream, mut stops: Vec<String>) -> Self {
         stops.retain(|s| !s.is_empty());
-        Self { stream, stops, held: String::new(), stopped: false, keeps_stop: false }
+        Self { stream, stops, held: String::new(), stopped_at: None, keeps_stop: false }
     }
 
     /// Leaves stop strings, and the texts of tokens that end the sequence, in the text.
@@ -199,12 +200,18 @@ impl TextAssembler {
     /// Whether a stop string was met: nothing more will be given out.
     #[must_use]
     pub fn is_stopped(&self) -> bool {
-        self.stopped
+        self.stopped_at.is_some()
+    }
+
+    /// The stop string that was met, if one was; of several at one place the shortest.
+    #[must_use]
+    pub fn stopped_at(&self) -> Option<&str> {
+        self.stopped_at.as_deref()
     }
 
     /// The text that became certain with a token.
     pub fn push(&mut self, token: &SettledToken) -> String {
-        if self.stopped || (token.is_end && !self.keeps_stop) {
+        if self.is_stopped() || (token.is_end && !self.keeps_stop) {
             return String::new();
         }
         let text = self.stream.push(token.id);
@@ -213,7 +220,7 @@ impl TextAssembler {
 
     /// What was held back, at the end.
     pub fn finish(&mut self) -> String {
-        if self.stopped {
+        if self.is_stopped() {
             return String::new();
         }
         let text = self.stream.finish();
@@ -223,10 +230,11 @@ impl TextAssembler {
     fn release(&mut self, text: &str, all: bool) -> String {
         self.held.push_str(text);
         // Of two that begin together the shorter was complete first.
-        let found = |stop: &String| Some((self.held.find(stop.as_str())?, stop.len()));
+        let found =
+            |stop: &String| Some((self.held.find(stop.as_str())?, stop.len(), stop.clone()));
         let first = self.stops.iter().filter_map(found).min();
-        if let Some((at, len)) = first {
-            self.stopped = true;
+        if let Some((at, len, stop)) = first {
+            self.stopped_at = Some(stop);
             self.held.truncate(if self.keeps_stop { at + len } else { at });
             return std::mem::take(&mut self.held);
         }

@@ -23,6 +23,7 @@ pub struct ChatError(String);
 pub struct ChatTemplate {
     environment: Arc<Environment<'static>>,
     special_tokens: Arc<serde_json::Map<String, Value>>,
+    source: Arc<str>,
 }
 
 impl ChatTemplate {
@@ -70,7 +71,14 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation_tags(text))
             .map_err(|e| LoadError::ChatTemplate(e.to_string()))?;
-        Ok(Self { environment: Arc::new(environment), special_tokens: Arc::new(special_tokens) })
+        let (environment, special_tokens) = (Arc::new(environment), Arc::new(special_tokens));
+        Ok(Self { environment, special_tokens, source: text.into() })
+    }
+
+    /// The template as it was written.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// Whether the template says something about `tools`.

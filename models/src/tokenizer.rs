@@ -31,6 +31,7 @@ pub enum SpecialTokens {
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     size: usize,
+    config: Arc<Value>,
 }
 
 impl Tokenizer {
@@ -50,7 +51,9 @@ impl Tokenizer {
             .with_truncation(None)
             .map_err(|e| error(files, "tokenizer.json", &e.to_string()))?;
         let highest = inner.get_vocab(true).into_values().max();
-        Ok(Self { inner: Arc::new(inner), size: highest.map_or(0, |id| id as usize + 1) })
+        let config: Value = files.json("tokenizer_config.json")?.unwrap_or_default();
+        let size = highest.map_or(0, |id| id as usize + 1);
+        Ok(Self { inner: Arc::new(inner), size, config: Arc::new(config) })
     }
 
     /// Highest id plus one, added tokens included.
@@ -62,6 +65,18 @@ impl Tokenizer {
     /// The library's own, for what only it knows: decoders, added tokens.
     pub(crate) fn inner(&self) -> &tokenizers::Tokenizer {
         &self.inner
+    }
+
+    /// `tokenizer_config.json`, as the checkpoint has it; null if it has none.
+    #[must_use]
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// How the vocabulary spells a token: byte-level tokenizers write `Ġthe` for ` the`.
+    #[must_use]
+    pub fn spelling_of(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
     }
 
     /// The id of a token spelled exactly so.

@@ -17,7 +17,10 @@ use crate::access::{self, Access};
 use crate::metrics::Metrics;
 use crate::rate::{self, RateLimit};
 use crate::requests::Requests;
-use crate::{ApiError, ServedModel, auth, body, health, openai, openapi, requests};
+use crate::{
+    ApiError, ServedModel, anthropic, auth, body, health, infill_api, openai, openapi, requests,
+    responses, tokenize,
+};
 
 /// Largest request body. Parsed JSON takes many times its text; the longest context served, 131072
 /// token ids, is under 1 MB.
@@ -120,6 +123,13 @@ fn guarded() -> OpenApiRouter<AppState> {
         .routes(routes!(openai::models::list))
         .routes(routes!(openai::models::get))
         .routes(routes!(requests::cancel))
+        .routes(routes!(responses::create))
+        .routes(routes!(anthropic::create))
+        .routes(routes!(anthropic::count_tokens))
+        .routes(routes!(infill_api::create))
+        .routes(routes!(tokenize::tokenize))
+        .routes(routes!(tokenize::detokenize))
+        .routes(routes!(tokenize::info))
 }
 
 /// Routes for everybody, described by their handlers.
@@ -153,6 +163,7 @@ pub fn app(state: AppState) -> Router {
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(CatchPanicLayer::custom(|_| internal_error()))
+        .layer(middleware::from_fn(anthropic::error_shape))
         .layer(middleware::from_fn(request_id))
         .with_state(state);
     // Outermost, so that refusals can be read by pages too and preflights need no key.

@@ -1,14 +1,17 @@
 //! API keys.
 
 use axum::extract::{Request, State};
-use axum::http::Method;
 use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, HeaderName, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
 
 use crate::rate::Client;
 use crate::{ApiError, AppState};
+
+/// Where Anthropic's clients put their key.
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Lets a request pass that brings one of the keys, or any if there are none. Browsers ask with
 /// `OPTIONS` what they may send before they send a key.
@@ -17,14 +20,19 @@ pub(crate) async fn require_key(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let given = request.headers().get(AUTHORIZATION).and_then(|h| h.to_str().ok());
-    let known = given.and_then(|header| known(bearer(header), state.api_keys()));
-    if let Some(index) = known {
+    if let Some(index) = key_of(request.headers(), state.api_keys()) {
         request.extensions_mut().insert(Client::Key(index));
     } else if !state.api_keys().is_empty() && request.method() != Method::OPTIONS {
         return ApiError::Unauthorized.into_response();
     }
     next.run(request).await
+}
+
+/// Which of the keys a request brings.
+fn key_of(headers: &HeaderMap, keys: &[String]) -> Option<usize> {
+    let text = |name| headers.get(name).and_then(|h| h.to_str().ok());
+    let given = [text(AUTHORIZATION).map(bearer), text(X_API_KEY)];
+    given.into_iter().flatten().find_map(|key| known(key, keys))
 }
 
 /// The key of an `Authorization` header; the scheme's case does not matter.

@@ -120,7 +120,8 @@ impl ApiError {
         self.body()["error"]["message"].as_str().unwrap_or_default().to_owned()
     }
 
-    fn status(&self) -> StatusCode {
+    /// The status of an answer that is this error.
+    pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::Invalid { .. } | Self::EmptyPrompt { .. } | Self::BodyBroken { .. } => {
                 StatusCode::BAD_REQUEST
@@ -220,6 +221,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status(), Json(self.body())).into_response();
+        // For APIs that say errors in another shape.
+        response.extensions_mut().insert(self.clone());
         let headers = response.headers_mut();
         match self {
             Self::QueueFull { .. } | Self::Unavailable { .. } => {

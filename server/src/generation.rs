@@ -177,6 +177,11 @@ impl Choices {
         std::mem::take(&mut choice.gaps)
     }
 
+    /// The stop string that ended a choice, if one did.
+    pub(crate) fn stop_string(&self, index: usize) -> Option<&str> {
+        self.choices[index].assembler.stopped_at()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.choices.len()
     }

@@ -2,9 +2,11 @@
 //!
 //! [`app`] is the whole server as a router over an [`AppState`]; `cli` holds the commands. Wire
 //! types live in `openai` and nowhere else; `convert.rs` turns them into valid engine requests and
-//! answers every unknown or unsupported field.
+//! answers every unknown or unsupported field. Other APIs (`responses`, `anthropic`, `infill_api`)
+//! translate their requests to these and write answers in their own shapes (`translated.rs`).
 
 mod access;
+mod anthropic;
 mod app;
 mod auth;
 mod body;
@@ -14,10 +16,12 @@ mod convert;
 mod diffusion;
 mod error;
 mod fields;
+mod foreign;
 mod generation;
 mod health;
 mod hub;
 mod infill;
+mod infill_api;
 mod logprobs;
 mod metrics;
 mod net;
@@ -26,10 +30,13 @@ mod openapi;
 mod prompting;
 mod rate;
 mod requests;
+mod responses;
 mod served;
 mod shutdown;
 mod structured;
+mod tokenize;
 mod tools;
+mod translated;
 mod words;
 
 pub use access::Access;

@@ -12,7 +12,7 @@ use super::answer::{Answer, SamplingArgs};
 use super::flags::{ModelArgs, Seats};
 use super::{Failure, print};
 use crate::ServedModel;
-use crate::openai::chat::encode_chat;
+use crate::openai::conversation::Conversation;
 
 const MAX_PROMPT_BYTES: u64 = 64 << 20;
 
@@ -90,7 +90,7 @@ fn prompt_tokens(
         return Err(Failure::usage("--chat: the model has no chat template"));
     };
     let messages = json!([{"role": "user", "content": prompt}]);
-    encode_chat(&messages, template, &served.tokenizer).map_err(Failure::failed)
+    Conversation::of(messages).encode(template, &served.tokenizer).map_err(Failure::failed)
 }
 
 /// Waits for the answer; prints it as it comes unless it is to be JSON.

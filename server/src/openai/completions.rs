@@ -41,7 +41,7 @@ pub(crate) async fn create(
 }
 
 /// A request that generates, or the answer to one that only scored its prompts.
-enum Prepare {
+pub(crate) enum Prepare {
     Run(Box<Prepared>),
     Scored(Value, Option<HeaderValue>),
 }
@@ -50,6 +50,18 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
     let arrival = Instant::now();
     let served = state.require_model()?;
     let request: CompletionRequest = parse(headers, body)?;
+    let frame = Frame::new(Endpoint::Completions, served);
+    prepare_request((state, headers), request, frame, arrival).await
+}
+
+/// Submits a completion request, whichever API it came through.
+pub(crate) async fn prepare_request(
+    (state, headers): (&AppState, &HeaderMap),
+    request: CompletionRequest,
+    frame: Frame,
+    arrival: Instant,
+) -> Result<Prepare, ApiError> {
+    let served = state.require_model()?;
     check_model(request.common.model.as_deref(), served)?;
     let echo = request.echo.unwrap_or(false);
     let special = special_tokens(request.common.add_special_tokens, SpecialTokens::Include);
@@ -59,7 +71,6 @@ async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Pr
         convert_request(request.common, fields, 0, Endpoint::Completions, state).await?;
     let prompts = prompts(request.prompt, served.tokenizer.clone(), (special, options.cut)).await?;
     params.arrival = arrival;
-    let frame = Frame::new(Endpoint::Completions, served);
     let names = frame.names(headers, &options);
     let scorer = Scorer { state, served, names: &names };
     if params.task != Task::Generate {

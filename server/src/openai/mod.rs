@@ -2,10 +2,11 @@
 
 pub(crate) mod chat;
 pub(crate) mod completions;
+pub(crate) mod conversation;
 mod echo;
 mod frames;
 pub(crate) mod models;
 pub(crate) mod respond;
-mod streaming;
+pub(crate) mod streaming;
 pub(crate) mod types;
 mod unique;

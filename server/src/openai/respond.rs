@@ -38,6 +38,26 @@ impl Frame {
         Self { endpoint, id, created, model: served.name().to_owned() }
     }
 
+    /// Another API's answer: its id begins otherwise.
+    pub(crate) fn with_prefix(self, prefix: &str) -> Self {
+        let id = format!("{prefix}_{}", uuid::Uuid::new_v4().simple());
+        Self { id, ..self }
+    }
+
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Unix time.
+    pub(crate) fn created(&self) -> u64 {
+        self.created
+    }
+
+    /// The model's name in answers.
+    pub(crate) fn model(&self) -> &str {
+        &self.model
+    }
+
     /// What the request can be cancelled by: the answer's id and the request's own.
     pub(crate) fn names(&self, headers: &HeaderMap, options: &AnswerOptions) -> Vec<String> {
         let given = [headers.get(&REQUEST_ID), options.request_id.as_ref()];
@@ -134,17 +154,13 @@ pub(crate) async fn respond(
     while let Some(update) = next_update(&mut prepared.choices).await? {
         answers[update.index].add(update);
     }
-    for (index, answer) in answers.iter_mut().enumerate() {
-        answer.trace = prepared.choices.take_trace(index);
-        answer.gaps = prepared.choices.take_gaps(index);
-    }
     let best = best(&answers, &prepared.options);
-    let choice = |(index, made): (usize, &usize)| {
-        let mut choice = answers[*made].choice(*made, &prepared);
+    let mut choice = |(index, made): (usize, &usize)| {
+        let mut choice = answers[*made].finish(*made, &mut prepared);
         choice["index"] = index.into();
         choice
     };
-    let list: Vec<Value> = best.iter().enumerate().map(choice).collect();
+    let list: Vec<Value> = best.iter().enumerate().map(&mut choice).collect();
     let mut body = prepared.frame.object(false, list.into());
     body["usage"] = usage(prepared.usage());
     Ok(named(Json(body).into_response(), prepared.options.request_id))
@@ -174,7 +190,8 @@ pub(crate) fn named(mut response: Response, request_id: Option<HeaderValue>) -> 
     response
 }
 
-async fn next_update(choices: &mut Choices) -> Result<Option<Update>, ApiError> {
+/// What became certain next; an error ends the request.
+pub(crate) async fn next_update(choices: &mut Choices) -> Result<Option<Update>, ApiError> {
     choices.next().await.map_err(|error| {
         choices.fail(&error);
         ApiError::from(error)
@@ -183,16 +200,16 @@ async fn next_update(choices: &mut Choices) -> Result<Option<Update>, ApiError> 
 
 /// A choice as it comes together.
 #[derive(Debug, Clone, Default)]
-struct Answer {
-    text: String,
+pub(crate) struct Answer {
+    pub(crate) text: String,
     tokens: Vec<SettledToken>,
-    finish: Option<FinishReason>,
+    pub(crate) finish: Option<FinishReason>,
     trace: Vec<TraceStep>,
     gaps: Vec<String>,
 }
 
 impl Answer {
-    fn add(&mut self, update: Update) {
+    pub(crate) fn add(&mut self, update: Update) {
         self.text.push_str(&update.text);
         self.tokens.extend(update.tokens);
         self.finish = update.finish.or(self.finish);
@@ -216,6 +233,13 @@ impl Answer {
     fn mean_logprob(&self) -> f64 {
         let sum: f64 = self.tokens.iter().map(|token| token.logprob).sum();
         sum / self.tokens.len().max(1) as f64
+    }
+
+    /// The choice object, once the choice has ended.
+    pub(crate) fn finish(&mut self, index: usize, prepared: &mut Prepared) -> Value {
+        self.trace = prepared.choices.take_trace(index);
+        self.gaps = prepared.choices.take_gaps(index);
+        self.choice(index, prepared)
     }
 
     fn choice(&self, index: usize, prepared: &Prepared) -> Value {

@@ -7,7 +7,8 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use dfastllm_engine::{Change, ChangeKind, EngineError};
 use dfastllm_models::Tokenizer;
-use futures_util::{FutureExt, stream};
+use futures_util::FutureExt;
+use futures_util::stream::{self, Stream, StreamExt};
 use serde_json::{Value, json};
 
 use super::frames::{Chunks, event};
@@ -50,13 +51,18 @@ pub(crate) fn streamed(prepared: Prepared, first: Option<Update>) -> Response {
     let calls = parser.take(prepared.choices.len()).collect();
     let chunks = Chunks::new(&prepared.frame, prepared.options.obfuscates);
     let streaming = Streaming { prepared, chunks, places, calls, stage: Stage::Start(first) };
-    let body = stream::unfold(streaming, |mut streaming| async {
-        streaming.next().await.map(|text| (Ok::<_, Infallible>(Bytes::from(text)), streaming))
-    });
+    event_stream(stream::unfold(streaming, |mut streaming| async {
+        streaming.next().await.map(|text| (text, streaming))
+    }))
+}
+
+/// An answer of server-sent events, each item one or more of them.
+pub(crate) fn event_stream(events: impl Stream<Item = String> + Send + 'static) -> Response {
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream; charset=utf-8"),
         (header::CACHE_CONTROL, "no-cache"),
     ];
+    let body = events.map(|text| Ok::<_, Infallible>(Bytes::from(text)));
     (headers, Body::from_stream(body)).into_response()
 }
 

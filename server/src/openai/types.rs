@@ -193,10 +193,6 @@ pub(crate) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Res
     if !essence.eq_ignore_ascii_case("application/json") {
         return Err(ApiError::ContentType);
     }
-    let invalid = |e: serde_json::Error| {
-        let message: String = e.to_string().chars().take(300).collect();
-        ApiError::Invalid { param: None, code: None, message: format!("invalid body: {message}") }
-    };
     serde_json::from_slice::<Unique>(&body).map_err(invalid)?;
     // First as any JSON: errors of flattened types do not say where they are.
     let value: Value = serde_json::from_slice(&body).map_err(invalid)?;
@@ -204,10 +200,20 @@ pub(crate) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Res
         let message = "invalid body: expected a JSON object".to_owned();
         return Err(ApiError::Invalid { param: None, code: None, message });
     }
-    T::deserialize(&value).map_err(|e| match wrong_field::<T>(&value) {
+    typed(&value)
+}
+
+/// A JSON object as a request; what does not fit is named.
+pub(crate) fn typed<T: DeserializeOwned>(value: &Value) -> Result<T, ApiError> {
+    T::deserialize(value).map_err(|e| match wrong_field::<T>(value) {
         Some((field, reason)) => ApiError::invalid(&field, format!("{field}: {reason}")),
         None => invalid(e),
     })
+}
+
+fn invalid(error: serde_json::Error) -> ApiError {
+    let message: String = error.to_string().chars().take(300).collect();
+    ApiError::Invalid { param: None, code: None, message: format!("invalid body: {message}") }
 }
 
 /// The field that does not parse: errors of flattened types do not name it, so each is tried alone.

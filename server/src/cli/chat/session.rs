@@ -7,7 +7,7 @@ use super::commands::{Command, HELP, set};
 use crate::ServedModel;
 use crate::cli::answer::{Answer, Settings};
 use crate::cli::{Failure, print};
-use crate::openai::chat::encode_chat;
+use crate::openai::conversation::Conversation;
 
 /// A conversation with a model.
 pub(super) struct Session {
@@ -64,7 +64,8 @@ impl Session {
     /// `Ok(Err)` is for the user, and the conversation is as it was before; `Err` ends it.
     pub(super) async fn say(&mut self, text: String) -> Result<Result<(), String>, Failure> {
         self.messages.push(json!({"role": "user", "content": text}));
-        let request = encode_chat(&self.conversation(), &self.template, &self.served.tokenizer)
+        let request = Conversation::of(self.conversation())
+            .encode(&self.template, &self.served.tokenizer)
             .and_then(|ids| self.settings.request(ids, &self.served));
         let running = match request {
             Ok(request) => self.served.engine.submit(request).map_err(|e| e.to_string()),
