@@ -52,11 +52,13 @@ pub(crate) fn stream_options(common: &Common, stream: bool) -> Result<StreamOpti
 
 pub(crate) fn request_id(common: &Common) -> Result<Option<HeaderValue>, ApiError> {
     let Some(id) = &common.request_id else { return Ok(None) };
-    let is_fit = (1..=MAX_REQUEST_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
+    let is_fit =
+        (1..=MAX_REQUEST_ID).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic());
     match HeaderValue::from_str(id) {
         Ok(value) if is_fit => Ok(Some(value)),
         _ => {
-            let message = format!("request_id: expected 1 to {MAX_REQUEST_ID} visible ASCII letters");
+            let message =
+                format!("request_id: expected 1 to {MAX_REQUEST_ID} visible ASCII letters");
             Err(ApiError::invalid("request_id", message))
         }
     }

@@ -375,7 +375,8 @@ fn sampling(
             _ => return Err(wrong("top_k", value, "-1, 0 or a positive whole number")),
         },
     };
-    if let Some(entries) = common.logit_bias.as_ref().map(Map::len).filter(|&n| n > MAX_LOGIT_BIAS) {
+    if let Some(entries) = common.logit_bias.as_ref().map(Map::len).filter(|&n| n > MAX_LOGIT_BIAS)
+    {
         let message = format!("logit_bias has {entries} entries, at most {MAX_LOGIT_BIAS}");
         return Err(ApiError::invalid("logit_bias", message));
     }

@@ -30,7 +30,8 @@ const REFUSED: [(&str, &[&str], &str); 13] = [
 pub(crate) fn known(name: &str, value: &Value) -> Option<Result<(), ApiError>> {
     if let Some(kind) = name.strip_prefix("guided_") {
         let kind: String = kind.chars().take(32).collect();
-        let message = format!("guided_{kind} was replaced by structured_outputs: {{\"{kind}\": …}}");
+        let message =
+            format!("guided_{kind} was replaced by structured_outputs: {{\"{kind}\": …}}");
         return Some(Err(ApiError::unsupported(&format!("guided_{kind}"), message)));
     }
     let (_, neutral, reason) = REFUSED.iter().find(|(field, ..)| *field == name)?;

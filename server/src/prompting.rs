@@ -57,7 +57,9 @@ impl Truncation {
         };
         let keep = match value.as_i64() {
             Some(-1) => None,
-            Some(n) if n > 0 && n.unsigned_abs() <= context as u64 => Some(n.unsigned_abs() as usize),
+            Some(n) if n > 0 && n.unsigned_abs() <= context as u64 => {
+                Some(n.unsigned_abs() as usize)
+            }
             _ => {
                 let found: String = value.to_string().chars().take(64).collect();
                 let message =

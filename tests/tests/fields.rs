@@ -62,7 +62,11 @@ async fn a_null_is_the_same_as_nothing_for_every_field() {
             all[field] = Value::Null;
             let chat = with(chat_body(model), json!({field: null}));
             let (status, answer) = server.post(CHAT, &chat).await;
-            assert_eq!((status, text(&answer)), (200, "The capital of France is Paris."), "{field}");
+            assert_eq!(
+                (status, text(&answer)),
+                (200, "The capital of France is Paris."),
+                "{field}"
+            );
             let answer = complete(&server, model, json!({"max_tokens": 3, field: null})).await;
             assert_eq!(answer["choices"][0]["index"], 0, "{field}");
         }
@@ -128,7 +132,10 @@ async fn what_has_no_meaning_is_refused_by_name() {
         ),
         (json!({"chat_template_kwargs": {"messages": []}}), "chat_template_kwargs"),
         (json!({"chat_template_kwargs": {"a": "x".repeat(70_000)}}), "chat_template_kwargs"),
-        (json!({"continue_final_message": true, "messages": [{"role": "user", "content": ""}]}), "messages"),
+        (
+            json!({"continue_final_message": true, "messages": [{"role": "user", "content": ""}]}),
+            "messages",
+        ),
     ] {
         assert_eq!(param(&server, CHAT, with(chat_body("tiny-phi"), more)).await, want);
     }
@@ -136,7 +143,10 @@ async fn what_has_no_meaning_is_refused_by_name() {
         "length_penalty": 1.0, "use_beam_search": false, "documents": [], "session_id": "me",
         "spaces_between_special_tokens": true, "best_of": 1, "vllm_xargs": {},
     });
-    assert_eq!(text(&server.chat("tiny-phi", CAPITAL, neutral).await), "The capital of France is Paris.");
+    assert_eq!(
+        text(&server.chat("tiny-phi", CAPITAL, neutral).await),
+        "The capital of France is Paris."
+    );
 }
 
 #[tokio::test]
@@ -175,7 +185,8 @@ async fn prompts_are_cut_at_the_side_that_is_named() {
             complete(&server, model, with(more, json!({"return_token_ids": true}))).await
         };
         for (side, part) in [("left", &prompt[580..]), ("right", &prompt[..20])] {
-            let cut = json!({"truncate_prompt_tokens": 20, "truncation_side": side, "prompt": prompt});
+            let cut =
+                json!({"truncate_prompt_tokens": 20, "truncation_side": side, "prompt": prompt});
             let (cut, whole) = (ask(cut).await, ask(json!({"prompt": part})).await);
             assert_eq!(ids(&cut["choices"][0]), ids(&whole["choices"][0]), "{model} {side}");
             assert_eq!(cut["usage"]["prompt_tokens"], 20);
@@ -195,7 +206,10 @@ async fn prompts_are_cut_at_the_side_that_is_named() {
     let more = json!({"echo": true, "max_tokens": 0, "truncate_prompt_tokens": 3, "logprobs": 0});
     let echoed = complete(&server, "tiny-phi", more).await;
     let choice = &echoed["choices"][0];
-    assert_eq!((&choice["text"], &echoed["usage"]["prompt_tokens"]), (&json!("\n<|assistant|>\n"), &json!(3)));
+    assert_eq!(
+        (&choice["text"], &echoed["usage"]["prompt_tokens"]),
+        (&json!("\n<|assistant|>\n"), &json!(3))
+    );
     assert_eq!(choice["logprobs"]["tokens"].as_array().unwrap().len(), 3);
 }
 
@@ -210,7 +224,10 @@ fn peculiar(folder: &Path) -> ServeOptions {
     };
     let mut tokenizer = read("tokenizer.json");
     let first = json!({"SpecialToken": {"id": "<|system|>", "type_id": 0}});
-    let (one, two) = (json!({"Sequence": {"id": "A", "type_id": 0}}), json!({"Sequence": {"id": "B", "type_id": 1}}));
+    let (one, two) = (
+        json!({"Sequence": {"id": "A", "type_id": 0}}),
+        json!({"Sequence": {"id": "B", "type_id": 1}}),
+    );
     tokenizer["post_processor"] = json!({
         "type": "TemplateProcessing", "single": [first, one], "pair": [first, one, two],
         "special_tokens":
@@ -235,7 +252,9 @@ async fn special_tokens_and_template_variables_are_the_requests_to_choose() {
     };
     let text = json!({"model": "tiny-phi", "prompt": QUESTION, "max_tokens": 1});
     let chat = with(chat_body("tiny-phi"), json!({"max_tokens": 1}));
-    for (add, in_text, in_chat) in [(json!(null), 16, 15), (json!(true), 16, 16), (json!(false), 15, 15)] {
+    for (add, in_text, in_chat) in
+        [(json!(null), 16, 15), (json!(true), 16, 16), (json!(false), 15, 15)]
+    {
         let more = json!({"add_special_tokens": add});
         assert_eq!(tokens(COMPLETIONS, with(text.clone(), more.clone())).await, in_text, "{add}");
         assert_eq!(tokens(CHAT, with(chat.clone(), more)).await, in_chat, "{add}");
@@ -308,7 +327,8 @@ fn the_earliest_stop_string_counts_even_inside_a_character_of_several_tokens() {
 async fn bad_words_are_not_said() {
     for model in MODELS {
         let server = serve_builtin(model).await;
-        let plain = complete(&server, model, json!({"return_token_ids": true, "temperature": 0})).await;
+        let plain =
+            complete(&server, model, json!({"return_token_ids": true, "temperature": 0})).await;
         assert!(ids(&plain["choices"][0]).contains(&613), "{model} says ' capital'");
         let more = json!({"bad_words": [" capital"], "return_token_ids": true, "temperature": 0});
         let answer = complete(&server, model, more).await;
@@ -341,7 +361,10 @@ async fn only_allowed_tokens_are_chosen() {
                 "return_token_ids": true, "max_tokens": 20});
             let answer = complete(&server, model, more).await;
             let found = ids(&answer["choices"][0]);
-            assert!(found.len() == 20 && found.iter().all(|id| [300, 301, 613].contains(id)), "{answer}");
+            assert!(
+                found.len() == 20 && found.iter().all(|id| [300, 301, 613].contains(id)),
+                "{answer}"
+            );
         }
     }
 }
@@ -363,7 +386,10 @@ async fn tokens_are_spelled_as_ids_and_bytes_are_their_own() {
         let named = json!({"return_tokens_as_token_ids": true});
         let answer = server.chat(model, CAPITAL, with(with(more, chat), named.clone())).await;
         let token = &answer["choices"][0]["logprobs"]["content"][2];
-        assert_eq!((&token["token"], &token["bytes"]), (&json!(format!("token_id:{byte}")), &json!([0xE2])));
+        assert_eq!(
+            (&token["token"], &token["bytes"]),
+            (&json!(format!("token_id:{byte}")), &json!([0xE2]))
+        );
         let more = json!({"logprobs": 2, "return_token_ids": true, "max_tokens": 6});
         let plain = complete(&server, model, more.clone()).await;
         let answer = complete(&server, model, with(more, named)).await;
@@ -372,7 +398,10 @@ async fn tokens_are_spelled_as_ids_and_bytes_are_their_own() {
         assert_eq!(choice["logprobs"]["tokens"], json!(want));
         let top = choice["logprobs"]["top_logprobs"][0].as_object().unwrap();
         assert!(top.keys().all(|token| token.starts_with("token_id:")), "{top:?}");
-        assert_eq!(choice["logprobs"]["text_offset"], plain["choices"][0]["logprobs"]["text_offset"]);
+        assert_eq!(
+            choice["logprobs"]["text_offset"],
+            plain["choices"][0]["logprobs"]["text_offset"]
+        );
     }
 }
 
@@ -381,7 +410,8 @@ async fn vllms_names_of_diffusion_settings_are_ours() {
     for model in ["tiny-llada", "tiny-dream"] {
         let server = serve_builtin(model).await;
         let ask = async |more: Value| {
-            let more = with(more, json!({"max_tokens": 32, "ignore_eos": true, "return_token_ids": true}));
+            let more =
+                with(more, json!({"max_tokens": 32, "ignore_eos": true, "return_token_ids": true}));
             complete(&server, model, more).await
         };
         let theirs = json!({"diffusion_canvas_length": 8, "diffusion_max_steps": 2, "diffusion_read_only": 0});
@@ -401,7 +431,10 @@ async fn vllms_names_of_diffusion_settings_are_ours() {
                 json!({"vllm_xargs": {"diffusion_canvas_length": 8}, "diffusion": {"block_length": 4}}),
                 "vllm_xargs.diffusion_canvas_length",
             ),
-            (json!({"parallel_decoding": true, "diffusion": {"quota": "one"}}), "diffusion.parallel_decoding"),
+            (
+                json!({"parallel_decoding": true, "diffusion": {"quota": "one"}}),
+                "diffusion.parallel_decoding",
+            ),
         ] {
             assert_eq!(param(&server, CHAT, with(chat_body(model), more)).await, want);
         }

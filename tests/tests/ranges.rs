@@ -6,8 +6,6 @@
     reason = "a suite that meets something unforeseen has failed"
 )]
 
-use std::time::Duration;
-
 use dfastllm_tests::http::{
     CAPITAL, CHAT, COMPLETIONS, Server, chat_body, serve_builtin, spawn, text, with,
 };
@@ -129,7 +127,8 @@ async fn numbers_beyond_their_range_are_refused_and_those_at_its_end_are_not() {
         (json!({"stop_token_ids": vec![5; 129]}), Some("stop_token_ids")),
         (json!({"stop_token_ids": [-1]}), Some("stop_token_ids")),
     ] {
-        let (status, param, _) = answered(&server, COMPLETIONS, &body("tiny-phi", more.clone())).await;
+        let (status, param, _) =
+            answered(&server, COMPLETIONS, &body("tiny-phi", more.clone())).await;
         let status_wanted = if want.is_some() { 400 } else { 200 };
         assert_eq!((status, param.as_str()), (status_wanted, want), "{more:.80}");
     }
@@ -137,7 +136,8 @@ async fn numbers_beyond_their_range_are_refused_and_those_at_its_end_are_not() {
     let request = server.client.post(format!("{}{COMPLETIONS}", server.url));
     let request = request.header("content-type", "application/json").body(huge);
     assert_eq!(request.send().await.unwrap().status(), 400, "no float of JSON's");
-    let null = json!({"model": "tiny-phi", "prompt": [300], "max_tokens": null, "ignore_eos": true});
+    let null =
+        json!({"model": "tiny-phi", "prompt": [300], "max_tokens": null, "ignore_eos": true});
     assert_eq!(server.post(COMPLETIONS, &null).await.1["usage"]["completion_tokens"], 16);
     let sampled = json!({"temperature": 1e-10, "max_tokens": 12, "prompt": QUESTION});
     let greedy = with(sampled.clone(), json!({"temperature": 0}));
@@ -179,7 +179,11 @@ async fn a_seed_gives_the_same_answer_in_any_company() {
                 .collect();
             let answers = join_all((0..20).map(|_| server.post(COMPLETIONS, &body))).await;
             for (status, answer) in answers {
-                assert_eq!((status, &answer["choices"]), (200, &alone["choices"]), "{model} {seed}");
+                assert_eq!(
+                    (status, &answer["choices"]),
+                    (200, &alone["choices"]),
+                    "{model} {seed}"
+                );
             }
             for other in noise {
                 assert_eq!(other.await.unwrap().0, 200);
@@ -196,10 +200,12 @@ async fn a_huge_model_name_is_cut_in_the_answer_and_no_label() {
     let message = answer["error"]["message"].as_str().unwrap();
     assert_eq!((status, &answer["error"]["type"]), (404, &json!("model_not_found")));
     assert!(message.len() < 400, "{}", message.len());
-    let large = server.send(CHAT, &chat_body(&"m".repeat(10 << 20)));
-    // The connection may be closed before all of it is sent.
-    let status = tokio::time::timeout(Duration::from_secs(60), large).await.unwrap().status();
-    assert_eq!(status, 413);
+    let large = chat_body(&"m".repeat(10 << 20));
+    let request = server.client.post(format!("{}{CHAT}", server.url)).json(&large);
+    // The connection may be closed before all of it is sent; then there is no answer to read.
+    if let Ok(response) = request.send().await {
+        assert_eq!(response.status(), 413);
+    }
     for name in ["", "../../etc/passwd", "a\0b"] {
         assert_eq!(server.post(CHAT, &chat_body(name)).await.0, 404, "{name:?}");
     }

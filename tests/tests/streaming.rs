@@ -38,8 +38,13 @@ async fn chunks_come_in_the_order_that_clients_expect() {
             assert_eq!(rest[0]["delta"], json!({"role": "assistant", "content": ""}));
             assert_eq!((&last["delta"], &last["finish_reason"]), (&json!({}), &json!("stop")));
             for choice in &rest[1..] {
-                assert!(choice["delta"]["content"].is_string() && choice["delta"]["role"].is_null());
-                assert_eq!((&choice["finish_reason"], &choice["logprobs"]), (&Value::Null, &Value::Null));
+                assert!(
+                    choice["delta"]["content"].is_string() && choice["delta"]["role"].is_null()
+                );
+                assert_eq!(
+                    (&choice["finish_reason"], &choice["logprobs"]),
+                    (&Value::Null, &Value::Null)
+                );
             }
         }
         let plain = with(chat_body(model), json!({"stream": true}));

@@ -63,7 +63,9 @@ fn check_words(words: &[Vec<u32>], limits: &ModelLimits) -> Result<(), RequestEr
     for word in words {
         if !(1..=MAX_WORD_TOKENS).contains(&word.len()) {
             let found = word.len();
-            return refuse(format!("a bad word of {found} tokens, expected 1 to {MAX_WORD_TOKENS}"));
+            return refuse(format!(
+                "a bad word of {found} tokens, expected 1 to {MAX_WORD_TOKENS}"
+            ));
         }
         if word.len() > 1 && limits.mask_id.is_some() {
             let message = "a bad word of several tokens; a model that fills positions in any order \

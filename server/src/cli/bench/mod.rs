@@ -1,8 +1,8 @@
 //! `dfastllm bench`: what the engine does on this machine, without HTTP in between, and what HTTP
 //! costs.
 
-mod denoising;
 mod clients;
+mod denoising;
 mod drive;
 mod latency;
 mod report;
@@ -126,7 +126,9 @@ pub(crate) fn run(args: &BenchArgs, providers: &[Box<dyn DeviceProvider>]) -> Re
         (Measure::Denoising, ..) => denoising::run(args, &served, workload),
         (Measure::Latency, Some(long), _) => latency::long_prompt(args, &served, workload, long),
         (Measure::Latency, _, Some(n)) => latency::shared_prefix(args, &served, workload, n),
-        (Measure::Latency | Measure::Roofline | Measure::Serve, ..) => latency::run(args, &served, workload),
+        (Measure::Latency | Measure::Roofline | Measure::Serve, ..) => {
+            latency::run(args, &served, workload)
+        }
     };
     drop(served);
     engine.shut_down();

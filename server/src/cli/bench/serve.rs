@@ -90,11 +90,7 @@ fn compare(args: &BenchArgs, served: &ServedModel, address: SocketAddr) -> Resul
 }
 
 /// A completion as a client asks for it.
-fn body(
-    args: &BenchArgs,
-    served: &ServedModel,
-    params: &RequestParams,
-) -> Result<String, Failure> {
+fn body(args: &BenchArgs, served: &ServedModel, params: &RequestParams) -> Result<String, Failure> {
     let diffusion: Value = serde_json::from_str(&args.diffusion)
         .map_err(|e| Failure::usage(format!("--diffusion: {e}")))?;
     let mut body = json!({

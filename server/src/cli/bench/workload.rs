@@ -118,7 +118,11 @@ impl<'a> Workload<'a> {
         self.params(prompt, self.args.output_len.longest())
     }
 
-    pub(super) fn params(&mut self, prompt: Vec<u32>, max_tokens: usize) -> Result<RequestParams, Failure> {
+    pub(super) fn params(
+        &mut self,
+        prompt: Vec<u32>,
+        max_tokens: usize,
+    ) -> Result<RequestParams, Failure> {
         self.made += 1;
         let served = self.served;
         let decoding = match served.limits.reference {
