@@ -40,8 +40,10 @@ struct Streaming {
 
 /// The answer to a submitted request whose first event is there.
 pub(crate) fn streamed(prepared: Prepared, first: Option<Update>) -> Response {
-    let prompt = |choice| prepared.echo(choice).map_or(0, |echo| echo.text.chars().count());
-    let place = |choice| Place { chars: prompt(choice), gap: 0 };
+    let place = |choice| match prepared.echo(choice) {
+        Some(echo) => echo.end(&prepared.options, &prepared.tokenizer),
+        None => Place::default(),
+    };
     let places = (0..prepared.choices.len()).map(place).collect();
     let chunks = Chunks::new(&prepared.frame, prepared.options.obfuscates);
     let streaming = Streaming { prepared, chunks, places, stage: Stage::Start(first) };
@@ -138,9 +140,6 @@ impl Streaming {
         } else if !update.text.is_empty() {
             self.chunks.text(out, update.index, &update.text, self.usage().as_ref());
         }
-        let place = &mut self.places[update.index];
-        place.chars += update.text.chars().count();
-        place.gap = update.tokens.last().map_or(place.gap, |token| token.gap);
         if !update.changes.is_empty() {
             let mut choice = self.delta(update.index, Value::Null);
             choice["denoising"] = denoising(&update.changes, &self.prepared.tokenizer);
@@ -160,7 +159,7 @@ impl Streaming {
     }
 
     /// New text with what is told of its tokens.
-    fn add_tokens(&self, update: &Update, out: &mut String) {
+    fn add_tokens(&mut self, update: &Update, out: &mut String) {
         let prepared = &self.prepared;
         let delta = match prepared.frame.endpoint() {
             Endpoint::Chat => json!({"content": update.text}),
@@ -177,6 +176,12 @@ impl Streaming {
             choice["token_ids"] = ids(&update.tokens);
         }
         self.chunks.choice(out, &choice, self.usage().as_ref());
+        if prepared.options.logprobs.is_some() {
+            let place = &mut self.places[update.index];
+            for token in &update.tokens {
+                place.pass(token, &prepared.options, &prepared.tokenizer);
+            }
+        }
     }
 
     /// `usage` of a chunk before the last.
