@@ -13,6 +13,27 @@ pub(crate) struct Place {
     pub(crate) gap: usize,
 }
 
+impl Place {
+    /// Where a token begins; moves on behind it. A character counts with its first byte.
+    pub(crate) fn pass(
+        &mut self,
+        token: &SettledToken,
+        options: &AnswerOptions,
+        tokenizer: &Tokenizer,
+    ) -> usize {
+        for text in options.between.iter().take(token.gap).skip(self.gap) {
+            self.chars += text.chars().count();
+        }
+        self.gap = token.gap;
+        let begin = self.chars;
+        if !token.is_end || options.keeps_stop {
+            let starts = |byte: &&u8| **byte & 0xC0 != 0x80;
+            self.chars += tokenizer.bytes_of(token.id).iter().filter(starts).count();
+        }
+        begin
+    }
+}
+
 /// Log-probabilities of tokens that come one after the other from a place on; `null` if nobody
 /// asked.
 pub(crate) fn logprobs(
@@ -73,12 +94,7 @@ pub(crate) fn completions<'a>(
     let (mut tokens, mut logprobs, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
     for (token, logprob) in scored {
         let text = token_text(token.id, tokenizer);
-        for text in options.between.iter().take(token.gap).skip(place.gap) {
-            place.chars += text.chars().count();
-        }
-        place.gap = token.gap;
-        offsets.push(place.chars);
-        place.chars += text.chars().count();
+        offsets.push(place.pass(token, options, tokenizer));
         tokens.push(spelled(token.id, text, options));
         logprobs.push(logprob.map(finite));
         tops.push(match logprob {

@@ -83,6 +83,25 @@ fn latency_is_measured_with_and_without_disturbance() {
 }
 
 #[test]
+fn serving_is_compared_with_the_engine_alone() {
+    for model in ["builtin:tiny-phi", "builtin:tiny-llada"] {
+        let lengths = ["--requests", "4", "--input-len", "8", "--output-len", "12"];
+        let args = ["bench", "serve", "--json", "--model", model, "--concurrency", "1,2"];
+        let rows = rows(&[&args[..], &lengths[..]].concat());
+        assert_eq!(rows.len(), 2);
+        for (row, concurrency) in rows.iter().zip([1.0, 2.0]) {
+            // Four requests in each of three rounds.
+            assert_eq!((number(row, "concurrency"), number(row, "requests")), (concurrency, 12.0));
+            let (engine, http) =
+                (number(row, "engine_tokens_per_s"), number(row, "http_tokens_per_s"));
+            assert!((number(row, "ratio") - http / engine).abs() < 1e-9 && http > 0.0, "{row}");
+            assert!(number(row, "health_probes") >= 3.0 && number(row, "ttft_p50_ms") > 0.0);
+            assert!(number(row, "health_p50_ms") <= number(row, "health_p99_ms"), "{row}");
+        }
+    }
+}
+
+#[test]
 fn random_checkpoints_load_and_differ_by_their_seed() {
     let folder = tempfile::tempdir().unwrap();
     let builtin = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/builtin");

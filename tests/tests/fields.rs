@@ -75,10 +75,21 @@ async fn a_null_is_the_same_as_nothing_for_every_field() {
     }
 }
 
-#[tokio::test]
-async fn what_has_no_meaning_is_refused_by_name() {
+/// Both endpoints refuse these fields.
+async fn refused_everywhere(cases: Vec<(Value, &str)>) -> Server {
     let server = serve_builtin("tiny-phi").await;
-    let cases = [
+    for (more, want) in cases {
+        let body = with(chat_body("tiny-phi"), more.clone());
+        assert_eq!(param(&server, CHAT, body).await, want, "{more}");
+        let body = with(json!({"model": "tiny-phi", "prompt": "a", "max_tokens": 4}), more.clone());
+        assert_eq!(param(&server, COMPLETIONS, body).await, want, "{more}");
+    }
+    server
+}
+
+#[tokio::test]
+async fn lists_and_numbers_out_of_range_are_refused_by_name() {
+    refused_everywhere(vec![
         (json!({"best_of": 0}), "best_of"),
         (json!({"best_of": 21}), "best_of"),
         (json!({"n": 3, "best_of": 2}), "best_of"),
@@ -98,6 +109,13 @@ async fn what_has_no_meaning_is_refused_by_name() {
         (json!({"allowed_token_ids": [-1]}), "allowed_token_ids"),
         (json!({"allowed_token_ids": [0], "min_tokens": 2}), "allowed_token_ids"),
         (json!({"allowed_token_ids": [613], "bad_words": [" capital"]}), "allowed_token_ids"),
+    ])
+    .await;
+}
+
+#[tokio::test]
+async fn what_has_no_meaning_is_refused_by_name() {
+    let server = refused_everywhere(vec![
         (json!({"request_id": ""}), "request_id"),
         (json!({"request_id": "a b"}), "request_id"),
         (json!({"request_id": "x".repeat(129)}), "request_id"),
@@ -118,13 +136,8 @@ async fn what_has_no_meaning_is_refused_by_name() {
         (json!({"vllm_xargs": {"diffusion_max_steps": 2}}), "vllm_xargs.diffusion_max_steps"),
         (json!({"vllm_xargs": {"kv": 2}}), "vllm_xargs.kv"),
         (json!({"diffusion": {"steps": 2}}), "diffusion.steps"),
-    ];
-    for (more, want) in cases {
-        let body = with(chat_body("tiny-phi"), more.clone());
-        assert_eq!(param(&server, CHAT, body).await, want, "{more}");
-        let body = with(json!({"model": "tiny-phi", "prompt": "a", "max_tokens": 4}), more.clone());
-        assert_eq!(param(&server, COMPLETIONS, body).await, want, "{more}");
-    }
+    ])
+    .await;
     for (more, want) in [
         (
             json!({"add_generation_prompt": true, "continue_final_message": true}),

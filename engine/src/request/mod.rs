@@ -284,22 +284,7 @@ impl GenerationRequest {
         }
         let parts = check_parts(&params, limits)?;
         let Vocabulary { bias, allowed, words } = Vocabulary::new(&params, limits)?;
-        let decoding = match (params.decoding, limits.mask_id) {
-            (Some(config), Some(mask_id)) => {
-                config.validate()?;
-                Some((config, mask_id))
-            }
-            (None, None) => None,
-            (Some(_), None) => {
-                let message =
-                    "diffusion is for masked-diffusion models; this one is autoregressive";
-                return Err(RequestError::new("diffusion", message));
-            }
-            (None, Some(_)) => {
-                let message = "this model needs diffusion settings";
-                return Err(RequestError::new("diffusion", message));
-            }
-        };
+        let decoding = decoding(params.decoding, limits.mask_id)?;
         let mut end_ids = if params.ignore_eos { Vec::new() } else { limits.end_ids.clone() };
         end_ids.extend(&params.stop_token_ids);
         Ok(Self {
@@ -411,6 +396,23 @@ impl GenerationRequest {
             },
         }
     }
+}
+
+/// The knobs of a model that denoises, with its mask.
+fn decoding(
+    config: Option<DecodingConfig>,
+    mask_id: Option<u32>,
+) -> Result<Option<(DecodingConfig, u32)>, RequestError> {
+    let message = match (config, mask_id) {
+        (Some(config), Some(mask_id)) => {
+            config.validate()?;
+            return Ok(Some((config, mask_id)));
+        }
+        (None, None) => return Ok(None),
+        (Some(_), None) => "diffusion is for masked-diffusion models; this one is autoregressive",
+        (None, Some(_)) => "this model needs diffusion settings",
+    };
+    Err(RequestError::new("diffusion", message))
 }
 
 fn parts_len(parts: &[InfillPart]) -> usize {

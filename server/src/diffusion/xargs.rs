@@ -19,7 +19,7 @@ pub(crate) fn collect_xargs(
             "diffusion_canvas_length" if denoises => {
                 let length = positive(name, value)?;
                 let before = diffusion.insert("block_length".to_owned(), length.into());
-                if before.is_some_and(|b| !b.is_null() && b != Value::from(length)) {
+                if before.is_some_and(|b| !b.is_null() && b != length) {
                     return Err(refuse(name, "it is another one than diffusion.block_length"));
                 }
             }

@@ -39,6 +39,20 @@ impl Echo {
     }
 }
 
+impl Echo {
+    /// Where the answer begins.
+    pub(crate) fn end(&self, options: &AnswerOptions, tokenizer: &Tokenizer) -> Place {
+        let mut place = Place::default();
+        if self.tokens.is_empty() {
+            place.chars = self.text.chars().count();
+        }
+        for token in &self.tokens {
+            place.pass(token, options, tokenizer);
+        }
+        place
+    }
+}
+
 /// A prompt as given, or the text of its ids.
 pub(crate) fn text_of(given: Option<&str>, ids: &[u32], tokenizer: &Tokenizer) -> String {
     given.map_or_else(|| tokenizer.decode(ids, SpecialTokens::Include), str::to_owned)

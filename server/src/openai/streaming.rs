@@ -44,8 +44,10 @@ struct Streaming {
 
 /// The answer to a submitted request whose first event is there.
 pub(crate) fn streamed(prepared: Prepared, first: Option<Update>) -> Response {
-    let prompt = |choice| prepared.echo(choice).map_or(0, |echo| echo.text.chars().count());
-    let place = |choice| Place { chars: prompt(choice), gap: 0 };
+    let place = |choice| match prepared.echo(choice) {
+        Some(echo) => echo.end(&prepared.options, &prepared.tokenizer),
+        None => Place::default(),
+    };
     let places = (0..prepared.choices.len()).map(place).collect();
     let parser = prepared.tools.iter().map(Tools::parser).cycle();
     let calls = parser.take(prepared.choices.len()).collect();
@@ -150,9 +152,6 @@ impl Streaming {
             self.chunks.text(out, update.index, &update.text, self.usage().as_ref());
         }
         self.add_calls(update, out);
-        let place = &mut self.places[update.index];
-        place.chars += update.text.chars().count();
-        place.gap = update.tokens.last().map_or(place.gap, |token| token.gap);
         if !update.changes.is_empty() {
             let mut choice = self.delta(update.index, Value::Null);
             choice["denoising"] = denoising(&update.changes, &self.prepared.tokenizer);
@@ -190,7 +189,7 @@ impl Streaming {
     }
 
     /// New text with what is told of its tokens; where there are tools, the text comes by itself.
-    fn add_tokens(&self, update: &Update, out: &mut String) {
+    fn add_tokens(&mut self, update: &Update, out: &mut String) {
         let prepared = &self.prepared;
         let delta = match prepared.frame.endpoint() {
             Endpoint::Chat if !self.calls.is_empty() => json!({}),
@@ -208,6 +207,12 @@ impl Streaming {
             choice["token_ids"] = ids(&update.tokens);
         }
         self.chunks.choice(out, &choice, self.usage().as_ref());
+        if prepared.options.logprobs.is_some() {
+            let place = &mut self.places[update.index];
+            for token in &update.tokens {
+                place.pass(token, &prepared.options, &prepared.tokenizer);
+            }
+        }
     }
 
     /// `usage` of a chunk before the last.

@@ -3,6 +3,7 @@
 use dfastllm_models::{Structure, StructureError};
 use serde_json::{Value, json};
 
+use super::calls::Delta;
 use super::*;
 
 fn weather() -> Value {
