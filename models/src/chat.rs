@@ -73,6 +73,13 @@ impl ChatTemplate {
         Ok(Self { environment: Arc::new(environment), special_tokens: Arc::new(special_tokens) })
     }
 
+    /// Whether the template says something about `tools`.
+    #[must_use]
+    pub fn takes_tools(&self) -> bool {
+        let template = self.environment.get_template(NAME);
+        template.is_ok_and(|t| t.undeclared_variables(false).contains("tools"))
+    }
+
     /// Renders messages (and tools) to the text of a prompt.
     ///
     /// # Errors

@@ -19,6 +19,10 @@ mod openai;
 mod requests;
 mod served;
 mod shutdown;
+#[allow(dead_code, reason = "requests are not asked for it yet")]
+mod structured;
+#[allow(dead_code, unused_imports, reason = "requests are not asked for them yet")]
+mod tools;
 
 pub use app::{AppState, app};
 pub use error::ApiError;

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use llguidance::ParserFactory;
-use llguidance::api::{ParserLimits, TopLevelGrammar};
+use llguidance::api::TopLevelGrammar;
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::{InferenceCapabilities, TokEnv};
-use serde_json::json;
 
+use super::bounded::Places;
 use super::guide::Rules;
 use super::vocabulary::Vocabulary;
-use super::{Guide, Structure, StructureError};
+use super::{Guide, Structure, StructureError, lark, limits, regex, schema};
 use crate::Tokenizer;
 
 /// Compiles structures for one tokenizer. Made once per model; cheap to clone, shared between
@@ -21,6 +21,7 @@ pub struct StructureCompiler {
 }
 
 struct Inner {
+    places: Places,
     factory: ParserFactory,
     rules: Arc<Rules>,
 }
@@ -38,31 +39,54 @@ impl StructureCompiler {
         let mut factory = ParserFactory::new(&tokens, InferenceCapabilities::default(), &slices)
             .map_err(|e| StructureError::Tokenizer(e.to_string()))?;
         factory.quiet();
-        *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
+        *factory.limits_mut() = limits::of_parser();
         let rules = Arc::new(Rules { vocabulary, slicer: factory.slicer() });
-        Ok(Self { inner: Arc::new(Inner { factory, rules }) })
+        Ok(Self { inner: Arc::new(Inner { places: Places::default(), factory, rules }) })
     }
 
-    /// The guide of a structure. Blocking; bounded in time, size and depth.
+    /// The guide of a structure. Blocking: a few milliseconds as a rule, and given up after five
+    /// seconds.
     ///
     /// # Errors
     /// When the structure is damaged, contradicts itself, uses what is not supported or is too
-    /// large.
+    /// large; [`StructureError::Busy`] when too many are being compiled.
     pub fn compile(&self, structure: &Structure) -> Result<Guide, StructureError> {
-        let grammar = match structure {
-            Structure::JsonObject => TopLevelGrammar::from_json_schema(json!({"type": "object"})),
-            Structure::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
-            Structure::Regex(text) => TopLevelGrammar::from_regex(text),
-            Structure::Choice(texts) => TopLevelGrammar::from_lark(
-                texts.iter().map(|text| json!(text).to_string()).collect::<Vec<_>>().join("|"),
-            ),
-            Structure::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
-        };
-        let parser = self
-            .inner
-            .factory
-            .create_parser(grammar)
-            .map_err(|e| StructureError::invalid(e.to_string()))?;
-        Ok(Guide::new(self.inner.rules.clone(), parser.parser))
+        let (inner, structure) = (self.inner.clone(), structure.clone());
+        self.inner.places.run(move || inner.compile(&structure))?
     }
+}
+
+impl Inner {
+    fn compile(&self, structure: &Structure) -> Result<Guide, StructureError> {
+        let grammar = match structure {
+            Structure::JsonObject => TopLevelGrammar::from_json_schema(schema::object()),
+            Structure::JsonSchema(value) => {
+                TopLevelGrammar::from_json_schema(schema::prepare(value)?)
+            }
+            Structure::Regex(text) => {
+                regex::check(text)?;
+                TopLevelGrammar::from_regex(text)
+            }
+            Structure::Choice(texts) => TopLevelGrammar::from_lark(lark::of_choices(texts)?),
+            Structure::Lark(text) => TopLevelGrammar::from_lark(lark::prepare(text)?),
+        };
+        let parser = self.factory.create_parser(grammar).map_err(|e| refused(&e.to_string()))?;
+        let mut guide = Guide::new(self.rules.clone(), parser.parser);
+        // What cannot begin is refused now, and what can has its first mask.
+        guide.allowed().map_err(|e| StructureError::invalid(format!("nothing matches it: {e}")))?;
+        Ok(guide)
+    }
+}
+
+/// The library's reason in one line, with our names for its options.
+fn refused(reason: &str) -> StructureError {
+    let known = [
+        ("oneOf constraints are not supported", "options of a oneOf may overlap; use anyOf"),
+        ("panic:", "the library cannot compile it"),
+        ("initial_lexer_fuel", "its regular expressions are too complex"),
+        ("fuel exhausted", "its regular expressions are too complex"),
+    ];
+    let ours = known.iter().find(|(theirs, _)| reason.contains(theirs)).map(|(_, ours)| *ours);
+    let first = reason.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    StructureError::invalid(ours.map_or_else(|| first.chars().take(300).collect(), str::to_owned))
 }

@@ -3,10 +3,12 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use llguidance::derivre::NextByte;
 use llguidance::earley::{BiasComputer, Parser, ParserRecognizer, SlicedBiasComputer};
 use llguidance::panic_utils::catch_unwind;
-use llguidance::toktrie::{SimpleVob, TokTrie, TokenizerEnv};
+use llguidance::toktrie::{Recognizer, SimpleVob, TokTrie, TokenizerEnv};
 
+use super::limits::FORCED_BYTES;
 use super::vocabulary::Vocabulary;
 use super::{StructureError, TokenSet};
 
@@ -124,19 +126,26 @@ impl Guide {
             return Vec::new();
         }
         let vocabulary = self.rules.vocabulary.clone();
-        // The library takes forced text as said, so a copy has to hear it.
+        let Ok(Some(first)) = self.run(forced_byte) else { return Vec::new() };
+        let mut text = vec![first];
+        // A copy goes ahead, byte by byte: the library's own way has no bound.
         let mut ahead = self.clone();
-        let tokens = ahead.run(|parser| {
-            let text = parser.force_bytes().to_vec();
-            let mut tokens = if text.is_empty() { Vec::new() } else { vocabulary.spell(&text) };
-            if !tokens.is_empty() {
-                let trie = vocabulary.tok_trie();
-                let (open, _) = parser.with_recognizer(|r| trie.chop_tokens(r, &tokens));
-                tokens.truncate(tokens.len() - open);
+        while let Some(last) = text.last().copied() {
+            let applied = ahead.run(|parser| parser.apply_token(&[last], 0).is_ok());
+            if applied != Ok(true) || text.len() == FORCED_BYTES {
+                break;
             }
-            tokens
+            match ahead.run(forced_byte) {
+                Ok(Some(byte)) => text.push(byte),
+                _ => break,
+            }
+        }
+        let mut tokens = vocabulary.spell(&text);
+        let open = ahead.run(|parser| {
+            parser.with_recognizer(|r| vocabulary.tok_trie().chop_tokens(r, &tokens).0)
         });
-        tokens.unwrap_or_default()
+        tokens.truncate(tokens.len() - open.unwrap_or(tokens.len()));
+        tokens
     }
 
     /// Whether the answer may end here.
@@ -201,4 +210,31 @@ impl BiasComputer for Refuel<'_> {
     fn trie(&self) -> &TokTrie {
         self.0
     }
+}
+
+/// The byte that comes next whatever the model says: the only one there is, where the answer may
+/// not end.
+fn forced_byte(parser: &mut Parser) -> Option<u8> {
+    if parser.is_accepting() {
+        return None;
+    }
+    parser.with_recognizer(|r| {
+        let state = r.lexer_state();
+        let hint = r.lexer_mut().next_byte(state);
+        if let NextByte::ForcedByte(byte) = hint {
+            return Some(byte);
+        }
+        r.trie_started("forced byte");
+        let mut fits = |byte: &u8| {
+            let fits = r.try_push_byte(*byte);
+            r.pop_bytes(usize::from(fits));
+            fits
+        };
+        let hints = hint.some_bytes();
+        let free = hints.len() > 1 && hints.iter().all(&mut fits);
+        let mut open = (0..=u8::MAX).filter(&mut fits);
+        let forced = if free { None } else { open.next().filter(|_| open.next().is_none()) };
+        r.trie_finished();
+        forced
+    })
 }

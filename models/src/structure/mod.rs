@@ -5,10 +5,19 @@
 //! `llguidance` (Earley over derivatives of regular expressions); here is what goes in, what comes
 //! out and what is refused. Absent on purpose: logits, sampling, wire formats.
 
+mod bounded;
 mod bytes;
 mod compiler;
+mod disjoint;
 mod error;
+mod finite;
 mod guide;
+mod lark;
+mod limits;
+mod regex;
+mod schema;
+#[cfg(test)]
+mod tests;
 mod token_set;
 mod vocabulary;
 
