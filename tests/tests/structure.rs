@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use dfastllm_engine::decoding::{DecodingConfig, Preset, preset};
 use dfastllm_engine::{FinishReason, RequestParams, Sampling};
-use dfastllm_models::{LanguageModel, SpecialTokens, Structure, StructureCompiler, Tokenizer};
+use dfastllm_models::{SpecialTokens, Structure, StructureCompiler, Tokenizer};
 use dfastllm_tests::engine::{Answer, CONFIG, Served, greedy, serve};
 use dfastllm_tests::fixtures::builtin;
 use serde_json::{Value, json};

@@ -39,4 +39,3 @@ fn accepts(structure: &Structure, text: &str) -> bool {
     let mut guide = guide(structure);
     follow(&mut guide, text).is_ok() && guide.may_end()
 }
-mod masks_tmp;

@@ -32,7 +32,6 @@ fn settle(name: &str, structure: &Structure) -> Result<(), String> {
         })(),
         Err(e) => Err(e),
     };
-    eprintln!("{name}: {compiled:?}, {steps:?}");
     assert!(compiled < Duration::from_secs(6), "{name}");
     assert!(steps.as_ref().is_ok_and(|slowest| slowest.as_secs() < 1) || steps.is_err(), "{name}");
     steps.map(|_| ()).map_err(|e: StructureError| e.to_string())
