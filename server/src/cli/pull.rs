@@ -36,7 +36,8 @@ pub(crate) fn run(args: &PullArgs) -> Result<(), Failure> {
         let bytes = files.iter().map(|(_, data)| data.len()).sum();
         return print(&format!("{folder}: {} files, {}\n", files.len(), HumanBytes(bytes)));
     }
-    let file = |(name, data): &(String, std::fs::Metadata)| json!({"name": name, "bytes": data.len()});
+    let file =
+        |(name, data): &(String, std::fs::Metadata)| json!({"name": name, "bytes": data.len()});
     let object = json!({
         "model": id.repository,
         "revision": id.revision,

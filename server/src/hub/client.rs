@@ -168,12 +168,7 @@ impl Client {
         format!("{}/{repository}/resolve/{commit}/{file}", self.endpoint)
     }
 
-    fn get(
-        &self,
-        url: &str,
-        from: u64,
-        limit: Option<Duration>,
-    ) -> Result<Response<Body>, Cause> {
+    fn get(&self, url: &str, from: u64, limit: Option<Duration>) -> Result<Response<Body>, Cause> {
         let mut request = self.agent.get(url).config().timeout_global(limit).build();
         if let Some(token) = &self.authorization {
             request = request.header(header::AUTHORIZATION, token);

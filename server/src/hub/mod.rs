@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 use dfastllm_models::{ModelFiles, family_name, shard_names};
 use hf_hub::{CacheRepo, Repo, RepoType};
 
+pub(crate) use self::cached::{Cached, cached_models, files};
 use self::cached::{INDEX, missing};
 use self::client::{Client, Listing};
-pub(crate) use self::cached::{Cached, cached_models, files};
 pub(crate) use self::error::{Cause, HubError};
 pub(crate) use self::id::ModelId;
 pub(crate) use self::progress::WithoutTerminal;
@@ -87,11 +87,7 @@ struct Here {
 
 impl Here {
     fn new(id: &ModelId, settings: &Settings) -> Self {
-        let repo = Repo::with_revision(
-            id.repository.clone(),
-            RepoType::Model,
-            id.revision.clone(),
-        );
+        let repo = Repo::with_revision(id.repository.clone(), RepoType::Model, id.revision.clone());
         let folder = settings.cache.path().join(repo.folder_name());
         let locks = settings.cache.path().join(".locks").join(repo.folder_name());
         let commit = match id.is_pinned() {
@@ -178,7 +174,11 @@ impl Fetching<'_> {
             let wanted = Wanted { repository, commit, file, remote: &remote };
             let outcome = download(self.client, &wanted, (&blob, &lock), &bar);
             // What broke off stays on the screen as it is.
-            if outcome.is_ok() { bar.finish() } else { bar.abandon() }
+            if outcome.is_ok() {
+                bar.finish()
+            } else {
+                bar.abandon()
+            }
             outcome?;
         }
         cached::link(&blob, &link).map_err(|e| Cause::disk(&link, e))

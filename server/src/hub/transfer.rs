@@ -30,19 +30,15 @@ pub(super) fn download(
     (blob, lock): (&Path, &Path),
     bar: &ProgressBar,
 ) -> Result<(), Cause> {
-    let _held = hold(lock)?;
+    let _held = hold(lock, bar)?;
     // Another process may have brought it while this one waited.
     if blob.exists() {
         return Ok(());
     }
     let partial = blob.with_extension("incomplete");
     let disk = |e| Cause::disk(&partial, e);
-    let mut file = OpenOptions::new()
-        .read(true)
-        .append(true)
-        .create(true)
-        .open(&partial)
-        .map_err(disk)?;
+    let mut file =
+        OpenOptions::new().read(true).append(true).create(true).open(&partial).map_err(disk)?;
     receive(client, wanted, (&mut file, &partial), bar)?;
     if let Some(expected) = wanted.remote.sha256() {
         let found = digest(&mut file).map_err(disk)?;
@@ -57,15 +53,17 @@ pub(super) fn download(
 }
 
 /// One process at a time writes a file; the lock ends with the process.
-fn hold(path: &Path) -> Result<File, Cause> {
+fn hold(path: &Path, bar: &ProgressBar) -> Result<File, Cause> {
     let disk = |e| Cause::disk(path, e);
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
     let file = file.map_err(disk)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            tracing::info!("waiting for another process that downloads the same file");
+            let name = bar.message();
+            bar.set_message("waiting for another process");
             file.lock().map_err(disk)?;
+            bar.set_message(name);
         }
         Err(TryLockError::Error(e)) => return Err(disk(e)),
     }
@@ -89,10 +87,13 @@ fn receive(
             have = 0;
         }
         let (asked, before) = ((wanted.commit, wanted.file), have);
-        let response = client.bytes(wanted.repository, asked, have).map_err(|cause| match cause {
-            Cause::Unreachable { reason, .. } if have > 0 => Cause::Interrupted { have, size, reason },
-            other => other,
-        })?;
+        let response =
+            client.bytes(wanted.repository, asked, have).map_err(|cause| match cause {
+                Cause::Unreachable { reason, .. } if have > 0 => {
+                    Cause::Interrupted { have, size, reason }
+                }
+                other => other,
+            })?;
         let (parts, body) = response.into_parts();
         let range = parts.headers.get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok());
         let from = match parts.status {

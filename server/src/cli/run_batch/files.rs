@@ -49,7 +49,8 @@ pub(super) fn create(path: &str, input: &str) -> Result<Box<dyn Write + Send>, F
     if path == "-" {
         return Ok(Box::new(io::stdout()));
     }
-    let same = || Some(Path::new(path).canonicalize().ok()? == Path::new(input).canonicalize().ok()?);
+    let same =
+        || Some(Path::new(path).canonicalize().ok()? == Path::new(input).canonicalize().ok()?);
     if same() == Some(true) {
         return Err(Failure::usage(format!("--output {path} is the input")));
     }

@@ -48,11 +48,8 @@ impl Request {
                 return Err(BadLine::new("invalid_custom_id", message));
             }
         };
-        let bad = |code, message: String| BadLine {
-            custom_id: Some(custom_id.clone()),
-            code,
-            message,
-        };
+        let bad =
+            |code, message: String| BadLine { custom_id: Some(custom_id.clone()), code, message };
         if fields.get("method").and_then(Value::as_str) != Some("POST") {
             let message = format!("method is {}, expected \"POST\"", short(fields.get("method")));
             return Err(bad("invalid_method", message));
@@ -102,8 +99,7 @@ pub(super) fn answered(
     request_id: &str,
     body: &Value,
 ) -> Value {
-    let response =
-        json!({"status_code": status.as_u16(), "request_id": request_id, "body": body});
+    let response = json!({"status_code": status.as_u16(), "request_id": request_id, "body": body});
     json!({"id": new_id(), "custom_id": custom_id, "response": response, "error": null})
 }
 

@@ -84,9 +84,8 @@ pub(crate) fn run(
     // Enough in flight that a seat never waits for the file.
     let in_flight = args.max_num_seqs.saturating_mul(2);
     let counts = runtime.block_on(async {
-        let answers = read(InputLines::new(input))?
-            .map(|line| batch.answer(line))
-            .buffered(in_flight);
+        let answers =
+            read(InputLines::new(input))?.map(|line| batch.answer(line)).buffered(in_flight);
         write(answers, &mut output, (&args.output, &bar)).await
     })?;
     bar.finish_and_clear();
