@@ -30,7 +30,7 @@ pub(super) fn download(
     (blob, lock): (&Path, &Path),
     bar: &ProgressBar,
 ) -> Result<(), Cause> {
-    let _held = hold(lock)?;
+    let _held = hold(lock, bar)?;
     // Another process may have brought it while this one waited.
     if blob.exists() {
         return Ok(());
@@ -53,15 +53,17 @@ pub(super) fn download(
 }
 
 /// One process at a time writes a file; the lock ends with the process.
-fn hold(path: &Path) -> Result<File, Cause> {
+fn hold(path: &Path, bar: &ProgressBar) -> Result<File, Cause> {
     let disk = |e| Cause::disk(path, e);
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
     let file = file.map_err(disk)?;
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            tracing::info!("waiting for another process that downloads the same file");
+            let name = bar.message();
+            bar.set_message("waiting for another process");
             file.lock().map_err(disk)?;
+            bar.set_message(name);
         }
         Err(TryLockError::Error(e)) => return Err(disk(e)),
     }

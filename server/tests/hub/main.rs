@@ -243,8 +243,9 @@ fn what_the_hub_refuses_is_told_with_what_helps() {
     place.hub.set(Fault::Listing(403));
     let output = place.command(&["pull", REPOSITORY]).env("HF_TOKEN", "x").output().unwrap();
     assert_fails(&output, &["access is restricted (403)", "check that HF_TOKEN may read it"]);
-    let output = place.command(&["pull", REPOSITORY]).env("HF_ENDPOINT", "http://127.0.0.1:1");
-    assert_fails(&output.output().unwrap(), &["cannot reach http://127.0.0.1:1", "HTTPS_PROXY"]);
+    let mut command = place.command(&["pull", REPOSITORY]);
+    let output = command.env("HF_ENDPOINT", "http://127.0.0.1:1").output().unwrap();
+    assert_fails(&output, &["cannot reach http://127.0.0.1:1", "HTTPS_PROXY"]);
     // A file where the cache should be.
     std::fs::write(place.home.path().join("hub"), "").unwrap();
     place.hub.set(Fault::None);

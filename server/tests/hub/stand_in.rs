@@ -148,9 +148,11 @@ fn resolved(file: &str, request: &Request, (fault, address): (&Fault, &str)) -> 
         return (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, to)]).into_response();
     }
     let digest: String = Sha256::digest(&content).iter().map(|b| format!("{b:02x}")).collect();
+    // The same machine by another name.
+    let elsewhere = address.replace("127.0.0.1", "localhost");
     let mut response = StatusCode::FOUND.into_response();
     let headers = response.headers_mut();
-    headers.insert(header::LOCATION, format!("{address}/cdn/{file}").parse().unwrap());
+    headers.insert(header::LOCATION, format!("{elsewhere}/cdn/{file}").parse().unwrap());
     headers.insert("x-repo-commit", COMMIT.parse().unwrap());
     headers.insert("x-linked-etag", format!("\"{digest}\"").parse().unwrap());
     headers.insert("x-linked-size", content.len().to_string().parse().unwrap());
