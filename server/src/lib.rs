@@ -26,6 +26,7 @@ mod shutdown;
 
 pub use access::Access;
 pub use app::{AppState, app};
+pub use body::BodyError;
 pub use error::ApiError;
 pub use net::{Connections, Tls, TlsError, bind, serve_connections};
 pub use served::{ServeOptions, ServedModel};

@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::unique::Unique;
-use crate::ApiError;
+use crate::{ApiError, BodyError};
 
 /// Fields both generation endpoints share.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -77,7 +77,7 @@ pub(crate) type Body = Result<Bytes, BytesRejection>;
 
 /// Parses a JSON body.
 pub(crate) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, ApiError> {
-    let body = body.map_err(|_| ApiError::BodyTooLarge)?;
+    let body = body.map_err(|_| ApiError::Body(BodyError::TooLarge))?;
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|h| h.to_str().ok());
     let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {
