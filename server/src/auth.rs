@@ -1,7 +1,6 @@
 //! API keys.
 
 use axum::extract::{Request, State};
-use axum::http::Method;
 use axum::http::header::AUTHORIZATION;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -10,8 +9,7 @@ use subtle::ConstantTimeEq;
 use crate::rate::Client;
 use crate::{ApiError, AppState};
 
-/// Lets a request pass that brings one of the keys, or any if there are none. Browsers ask with
-/// `OPTIONS` what they may send before they send a key.
+/// Lets a request pass that brings one of the keys, or any if there are none.
 pub(crate) async fn require_key(
     State(state): State<AppState>,
     mut request: Request,
@@ -21,7 +19,7 @@ pub(crate) async fn require_key(
     let known = given.and_then(|header| known(bearer(header), state.api_keys()));
     if let Some(index) = known {
         request.extensions_mut().insert(Client::Key(index));
-    } else if !state.api_keys().is_empty() && request.method() != Method::OPTIONS {
+    } else if !state.api_keys().is_empty() {
         return ApiError::Unauthorized.into_response();
     }
     next.run(request).await
