@@ -2,7 +2,7 @@
 
 use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
-use axum::http::{HeaderMap, HeaderName, Method};
+use axum::http::{HeaderMap, HeaderName};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
@@ -13,8 +13,7 @@ use crate::{ApiError, AppState};
 /// Where Anthropic's clients put their key.
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// Lets a request pass that brings one of the keys, or any if there are none. Browsers ask with
-/// `OPTIONS` what they may send before they send a key.
+/// Lets a request pass that brings one of the keys, or any if there are none.
 pub(crate) async fn require_key(
     State(state): State<AppState>,
     mut request: Request,
@@ -22,7 +21,7 @@ pub(crate) async fn require_key(
 ) -> Response {
     if let Some(index) = key_of(request.headers(), state.api_keys()) {
         request.extensions_mut().insert(Client::Key(index));
-    } else if !state.api_keys().is_empty() && request.method() != Method::OPTIONS {
+    } else if !state.api_keys().is_empty() {
         return ApiError::Unauthorized.into_response();
     }
     next.run(request).await

@@ -8,6 +8,8 @@ use axum::response::{IntoResponse, Response};
 use dfastllm_engine::{EngineError, RequestError, SubmitError};
 use serde_json::{Value, json};
 
+use crate::BodyError;
+
 /// Most characters of a client's text that an error repeats.
 const MAX_ECHO: usize = 200;
 /// Seconds after which a client that met a full queue may try again.
@@ -55,22 +57,10 @@ pub enum ApiError {
     NotFound,
     /// The route exists for another method.
     MethodNotAllowed,
-    /// The body is larger than allowed.
-    BodyTooLarge,
-    /// The body did not arrive in time.
-    BodyTimeout {
-        /// How long it may take.
-        seconds: f64,
-    },
-    /// The body did not arrive as its headers said.
-    BodyBroken {
-        /// What was wrong.
-        message: String,
-    },
+    /// The body was not read to its end.
+    Body(BodyError),
     /// The body is not JSON by its content type.
     ContentType,
-    /// The body is compressed.
-    ContentEncoding,
     /// A key or an address has used up its requests.
     RateLimited {
         /// Requests a minute.
@@ -123,18 +113,15 @@ impl ApiError {
     /// The status of an answer that is this error.
     pub(crate) fn status(&self) -> StatusCode {
         match self {
-            Self::Invalid { .. } | Self::EmptyPrompt { .. } | Self::BodyBroken { .. } => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::Invalid { .. } | Self::EmptyPrompt { .. } => StatusCode::BAD_REQUEST,
             Self::ModelNotFound { .. } | Self::RequestNotFound { .. } | Self::NotFound => {
                 StatusCode::NOT_FOUND
             }
             Self::Cancelled => CLIENT_CLOSED_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::ContentType | Self::ContentEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Body(error) => error.status(),
+            Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::QueueFull { .. } | Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -177,24 +164,10 @@ impl ApiError {
             Self::MethodNotAllowed => {
                 object("this route has another method".into(), request, None, Value::Null)
             }
-            Self::BodyTooLarge => {
-                object("the request body is too large".into(), request, None, Value::Null)
-            }
-            Self::BodyTimeout { seconds } => {
-                let message = format!("the request body did not arrive within {seconds} s");
-                object(message, request, None, json!("body_timeout"))
-            }
-            Self::BodyBroken { message } => {
-                object(format!("invalid body: {message}"), request, None, Value::Null)
-            }
-            Self::ContentEncoding => {
-                let message = "compressed request bodies are not understood; send it as it is";
-                object(message.into(), request, None, Value::Null)
-            }
+            Self::Body(error) => object(error.to_string(), request, None, Value::Null),
             Self::RateLimited { limit, retry_after } => {
-                let message = format!(
-                    "rate limit reached: {limit} requests a minute; try again in {retry_after} s"
-                );
+                let again = format!("try again in {retry_after} s");
+                let message = format!("rate limit reached: {limit} requests a minute; {again}");
                 object(message, "requests", None, json!("rate_limit_exceeded"))
             }
             Self::ContentType => {
@@ -232,10 +205,7 @@ impl IntoResponse for ApiError {
                 headers.insert(header::RETRY_AFTER, retry_after.into());
             }
             // What is left of the body is not read, so nothing can follow it.
-            Self::BodyTooLarge
-            | Self::BodyTimeout { .. }
-            | Self::BodyBroken { .. }
-            | Self::ContentEncoding => {
+            Self::Body(_) => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Self::Unauthorized => {

@@ -41,6 +41,7 @@ mod words;
 
 pub use access::Access;
 pub use app::{AppState, app};
+pub use body::BodyError;
 pub use error::ApiError;
 pub use net::{Connections, Tls, TlsError, bind, serve_connections};
 pub use served::{ServeOptions, ServedModel};

@@ -51,7 +51,7 @@ async fn wrong_requests_are_refused_by_name() {
         (json!({"echo": true}), "echo"),
         (json!({"suffix": "x"}), "suffix"),
         (json!({"guided_json": {}}), "guided_json"),
-        (json!({"response_format": {"type": "json_object"}}), "response_format"),
+        (json!({"response_format": {"type": "xml"}}), "response_format.type"),
         (
             json!({"max_tokens": 64, "diffusion": {"preset": "reference", "steps": 7, "block_length": 32}}),
             "diffusion.steps",

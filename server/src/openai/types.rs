@@ -13,10 +13,10 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::unique::Unique;
-use crate::ApiError;
 use crate::openapi::requests::{
     Diffusion, Logprobs, Message, Prompt, ResponseFormat, Stop, StructuredOutputs, Tool, ToolChoice,
 };
+use crate::{ApiError, BodyError};
 
 /// Fields both generation endpoints share.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
@@ -187,7 +187,7 @@ pub(crate) type Body = Result<Bytes, BytesRejection>;
 
 /// Parses a JSON body.
 pub(crate) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, ApiError> {
-    let body = body.map_err(|_| ApiError::BodyTooLarge)?;
+    let body = body.map_err(|_| ApiError::Body(BodyError::TooLarge))?;
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|h| h.to_str().ok());
     let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {

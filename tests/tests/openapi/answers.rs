@@ -93,6 +93,13 @@ async fn answers_are_those_of_the_document() {
         let more = json!({"max_tokens": 0, "diffusion": {"likelihood": likelihood}});
         document.ask(&llada, COMPLETIONS, &completion("tiny-llada", more)).await;
     }
+    for stream in [false, true] {
+        let function = json!({"name": "clock", "parameters": {"type": "object"}});
+        let tools = json!([{"type": "function", "function": function}]);
+        let called = json!({"tools": tools, "tool_choice": "required", "stream": stream});
+        let called = with(called, json!({"max_tokens": 64, "parallel_tool_calls": false}));
+        document.ask(&phi, CHAT, &with(chat_body("tiny-phi"), called)).await;
+    }
     let verified = json!({"diffusion": {"quota": "adaptive"}});
     document.ask(&drafts, CHAT, &with(chat_body("tiny-llada"), verified)).await;
     assert_eq!(document.unseen("Completion"), [""; 0]);
