@@ -256,3 +256,17 @@ impl serde_json::ser::Formatter for Spaced {
         out.write_all(b": ")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_says_whether_it_takes_tools() {
+        let takes = |text: &str| {
+            ChatTemplate::new(text, serde_json::Map::new()).expect("a template").takes_tools()
+        };
+        assert!(takes("{%- if tools %}{{ tools | tojson }}{% endif %}{{ messages }}"));
+        assert!(!takes("{{ messages[0].tools }} no tools"));
+    }
+}

@@ -120,8 +120,8 @@ impl CallParser {
         if self.inside && self.told.is_none() {
             let body = self.pending[OPEN.len()..].to_owned();
             // The mark may have been cut within.
-            let whole = (0..CLOSE.len()).find_map(|cut| body.strip_suffix(&CLOSE[..cut]));
-            let call = whole.and_then(|body| self.read(body)).or_else(|| self.read(&body));
+            let cut = partial(&body, CLOSE);
+            let call = self.read(&body[..body.len() - cut]);
             if let Some((name, arguments)) = call {
                 self.call(name, arguments, &mut deltas);
                 self.pending.clear();

@@ -1,6 +1,8 @@
 //! Requests with tools, what models are told, and calls in answers.
 
-use dfastllm_models::{Structure, StructureError};
+use dfastllm_models::{
+    SpecialTokens, Structure, StructureCompiler, StructureError, Tokenizer, builtin_files,
+};
 use serde_json::{Value, json};
 
 use super::calls::Delta;
@@ -158,6 +160,40 @@ fn a_schema_that_does_not_compile_is_refused_at_its_tool() {
     let refused = tools(named, json!(true)).refusal(&error("/properties/arguments/not"));
     assert_eq!(refused.message(), "tools[1].function.parameters/not: no");
     assert!(several.refusal(&error("")).message().starts_with("tools: "));
+}
+
+#[test]
+fn forced_calls_can_be_followed() {
+    let tokenizer = Tokenizer::load(&builtin_files("tiny-llada").unwrap()).unwrap();
+    let compiler = StructureCompiler::new(&tokenizer, 1024, &[0]).unwrap();
+    let follow = |tools: &Tools, text: &str| {
+        let mut guide = compiler.compile(&tools.structure().unwrap()).unwrap();
+        let ids = tokenizer.encode(text, SpecialTokens::Skip).unwrap();
+        ids.iter().all(|id| guide.advance(*id).is_ok()) && guide.may_end()
+    };
+    let clock = "<tool_call>\n{\"name\": \"clock\", \"arguments\": {\"any\": [1]}}\n</tool_call>";
+    let weather = "<tool_call>\n{\"name\":\"get_weather\",\"arguments\":{\"city\":\"Zürich\",\"near\":\
+                   {\"$ref\":\"#\"}}}\n</tool_call>";
+    let any = tools(json!("required"), json!(true));
+    assert!(follow(&any, clock) && follow(&any, weather));
+    assert!(follow(&any, &format!("{clock}\n{weather}")));
+    assert!(!follow(&any, &weather.replace("\"city\":\"Zürich\",", "")));
+    assert!(!follow(&any, "It is late."));
+    let named = json!({"type": "function", "function": {"name": "clock"}});
+    let named = tools(named, json!(true));
+    assert!(follow(&named, clock) && !follow(&named, weather));
+    assert!(!follow(&named, &format!("{clock}\n{clock}")));
+    let given = json!([clock_with(json!({"type": "object", "not": {}}))]);
+    let refused = tools_of(Some(&given), Some(&json!("required")), None).unwrap().unwrap();
+    let error = compiler.compile(&refused.structure().unwrap()).unwrap_err();
+    assert_eq!(
+        refused.refusal(&error).message(),
+        "tools[0].function.parameters/not: this keyword is not supported"
+    );
+}
+
+fn clock_with(parameters: Value) -> Value {
+    json!({"type": "function", "function": {"name": "clock", "parameters": parameters}})
 }
 
 /// Pushes a text in pieces of so many characters.
