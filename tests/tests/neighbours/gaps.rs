@@ -57,7 +57,8 @@ async fn what_editors_send_is_honoured() {
     let answer = ok(&server, INFILL, with(gap(), extra.clone())).await;
     let names: Vec<&str> = answer.as_object().unwrap().keys().map(String::as_str).collect();
     assert_eq!(names, ["content", "timings/predicted_n", "stopping_word"], "{answer}");
-    let extra = with(extra, json!({"response_fields": null, "stop": null}));
+    let extra =
+        with(extra, json!({"response_fields": null, "stop": null, "t_max_predict_ms": i64::MAX}));
     let answer = ok(&server, INFILL, with(gap(), extra)).await;
     assert!(answer["prompt"].as_str().unwrap().starts_with("--- a.txt ---\n\nHello\n\n<|user|>"));
     let stopped = ok(&server, INFILL, with(gap(), json!({"stop": ["x", " France"]}))).await;
@@ -65,7 +66,7 @@ async fn what_editors_send_is_honoured() {
         (&stopped["content"], &stopped["stop_type"], &stopped["stopping_word"]),
         (&json!(" of"), &json!("word"), &json!(" France"))
     );
-    // Sixteen passes a token at the least, and no time for one of them.
+    // Three hundred passes, and no time for one of them.
     let slow = json!({"n_predict": 300, "t_max_predict_ms": 1, "diffusion": {"quota": "one"}});
     let cut = ok(&server, INFILL, with(gap(), slow)).await;
     assert_eq!(cut["stop_type"], "limit");
