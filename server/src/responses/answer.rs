@@ -76,7 +76,6 @@ impl Writer {
             "reasoning": {"effort": null, "summary": null},
             "service_tier": "default",
             "store": false,
-            "text": {"format": {"type": "text"}},
             "tool_choice": "none",
             "tools": [],
             "truncation": "disabled",

@@ -23,7 +23,9 @@ use crate::{ApiError, AppState};
 use answer::Writer;
 
 /// Our fields, and what they are called here.
-const NAMES: [(&str, &str); 5] = [
+const NAMES: [(&str, &str); 7] = [
+    ("response_format.json_schema.schema", "text.format.schema"),
+    ("response_format.type", "text.format.type"),
     ("max_tokens", "max_output_tokens"),
     ("messages", "input"),
     ("prompt", "input"),

@@ -36,7 +36,7 @@ pub(super) fn translate(mut given: Fields) -> Result<(ChatRequest, Map<String, V
     let mut echo = Map::new();
     refuse_state(&mut given)?;
     refuse_tools(&mut given)?;
-    text_format(&mut given)?;
+    echo.insert("text".to_owned(), text_format(&mut given, &mut chat)?);
     let instructions = given.text("instructions")?;
     let system = instructions.iter().map(|text| json!({"role": "system", "content": text}));
     let messages: Vec<Value> = system.chain(messages(given.take("input"))?).collect();
@@ -96,18 +96,29 @@ fn is_empty(value: &Value) -> bool {
     value.as_array().is_some_and(Vec::is_empty)
 }
 
-fn text_format(given: &mut Fields) -> Result<(), ApiError> {
-    let Some(text) = given.take("text") else { return Ok(()) };
+/// Moves the form of the answer to where chats have it; returns what the answer repeats of it.
+fn text_format(given: &mut Fields, chat: &mut Map<String, Value>) -> Result<Value, ApiError> {
+    let plain = json!({"format": {"type": "text"}});
+    let Some(text) = given.take("text") else { return Ok(plain) };
     let Value::Object(text) = text else { return Err(wrong("text", &text, "an object")) };
     let mut text = Fields::of(text);
-    if let Some(format) = text.take("format")
-        && format["type"] != "text"
-    {
-        let message = "text.format: only {\"type\": \"text\"} is supported";
-        return Err(ApiError::unsupported("text.format", message));
-    }
+    let format = text.take("format");
     text.ignore(&["verbosity"]);
-    text.refuse_rest()
+    text.refuse_rest()?;
+    let Some(format) = format else { return Ok(plain) };
+    let Value::Object(mut fields) = format.clone() else {
+        return Err(wrong("text.format", &format, "an object"));
+    };
+    // Here the schema and its name lie beside the type; on chats they lie in an object.
+    let nested = match fields.get("type").and_then(Value::as_str) {
+        Some("json_schema") => {
+            fields.shift_remove("type");
+            json!({"type": "json_schema", "json_schema": fields})
+        }
+        _ => format.clone(),
+    };
+    chat.insert("response_format".to_owned(), nested);
+    Ok(json!({"format": format}))
 }
 
 /// At most a few short texts, to be repeated.
