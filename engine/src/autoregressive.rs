@@ -117,10 +117,10 @@ impl Autoregressive {
             None => guided.forced(),
             Some(_) => Vec::new(),
         };
-        draft.truncate(room);
         if draft.is_empty() {
             draft = self.lookup.draft(&self.tokens, room);
         }
+        draft.truncate(room);
         self.allowed = guided.along(&mut draft);
         draft
     }
@@ -182,7 +182,7 @@ impl Generation for Autoregressive {
                 return None;
             }
             let is_whole = end == self.tokens.len();
-            if let Some(guided) = &mut self.guided {
+            if let (Some(guided), true) = (&mut self.guided, is_whole) {
                 self.allowed = guided.along(&mut Vec::new());
             }
             let wants = if is_whole { vec![self.want(end)] } else { Vec::new() };

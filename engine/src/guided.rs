@@ -50,17 +50,11 @@ impl Guided {
     pub(crate) fn look_ahead(&mut self) {
         self.next.clear();
         let mut ahead = self.guide.clone();
-        while !ahead.has_ended() {
-            let (set, forced) = match next_set(&mut ahead) {
-                Ok(next) => next,
-                Err(error) => {
-                    self.fault = Some(error);
-                    return;
-                }
-            };
+        while !ahead.has_ended() && self.next.len() <= MAX_FORCED {
+            let next = next_set(&mut ahead);
+            let Some((set, forced)) = self.note(next) else { return };
             self.next.push(set);
-            let goes_on = forced.is_some_and(|token| ahead.advance(token).is_ok());
-            if !goes_on || self.next.len() > MAX_FORCED {
+            if !forced.is_some_and(|token| ahead.advance(token).is_ok()) {
                 return;
             }
         }
