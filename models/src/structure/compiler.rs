@@ -26,6 +26,12 @@ struct Inner {
     rules: Arc<Rules>,
 }
 
+impl std::fmt::Debug for StructureCompiler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StructureCompiler").finish_non_exhaustive()
+    }
+}
+
 impl StructureCompiler {
     /// For a tokenizer: `vocab` are the rows of the head (ids beyond the tokenizer's are never
     /// allowed), `ends` the ids that end an answer.

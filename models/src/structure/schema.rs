@@ -21,7 +21,7 @@ const TYPES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "arr
 const FORMATS: [&str; 10] =
     ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
 /// What is said about a schema and constrains nothing.
-const NOTES: [&str; 17] = [
+const NOTES: [&str; 16] = [
     "$schema",
     "$id",
     "id",
@@ -38,7 +38,6 @@ const NOTES: [&str; 17] = [
     "contentMediaType",
     "contentEncoding",
     "discriminator",
-    "strict",
 ];
 
 /// Any JSON object.

@@ -67,6 +67,8 @@ fn regular_expressions_that_run_away_elsewhere_are_served_or_refused() {
     assert!(regex(r"\bword").unwrap_err().contains("word boundaries"));
     assert!(regex("(?=a)b").unwrap_err().contains("look-around"));
     assert!(regex("(?P<stop>a)b").unwrap_err().contains("stop"));
+    assert!(regex("(?x) a # b").unwrap_err().contains("'x'"));
+    assert!(regex("(?x: a )b").unwrap_err().contains("'x'"));
     assert!(regex("").unwrap_err().contains("empty"));
     assert!(regex(r"[^\s\S]").unwrap_err().contains("nothing matches"));
     assert!(regex(r"(?-u:\xff)").is_err());
@@ -84,6 +86,20 @@ fn regular_expressions_that_are_too_much_end_with_their_reason() {
         if let Err(reason) = settle(name, &Structure::Regex(text)) {
             assert!(!reason.contains('\n') && reason.len() < 400, "{reason}");
         }
+    }
+}
+
+#[test]
+fn what_single_tokens_cost_does_not_add_up() {
+    // Every place is a new state of some cost, and no mask is asked for in between.
+    let mut guide = guide(&Structure::Regex("(.*[a-m].{40}|.*[n-z].{41})*".to_owned()));
+    let letters = tokenizer().encode("a", SpecialTokens::Skip).unwrap()[0];
+    let others = tokenizer().encode("z", SpecialTokens::Skip).unwrap()[0];
+    let mut draw = 1_u32;
+    for step in 0..6_000 {
+        draw = draw.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let next = if draw >> 31 == 0 { letters } else { others };
+        assert_eq!(guide.advance(next), Ok(()), "step {step}");
     }
 }
 
