@@ -115,6 +115,10 @@ fn references_are_followed_within_the_schema_only() {
         "at /properties/a/$ref: \"https://example.com/s\" is outside this schema, which is not \
          supported"
     );
+    for to in ["#/$defs/Page[a b~1c]", "#/$defs/Page%5Ba%20b~1c%5D"] {
+        let named = json!({"$ref": to, "$defs": {"Page[a b/c]": {"type": "null"}}});
+        assert!(accepts(&schema(named), "null"), "{to}");
+    }
     assert!(refusal(&schema(json!({"$ref": "#/$defs/x"}))).contains("leads nowhere"));
     assert!(refusal(&schema(json!({"$ref": "#"}))).contains("requires itself"));
     let endless = json!({"type": "object", "properties": {"next": {"$ref": "#"}},
