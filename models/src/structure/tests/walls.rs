@@ -15,26 +15,18 @@ fn settle(name: &str, structure: &Structure) -> Result<(), String> {
     let start = Instant::now();
     let result = compiler().compile(structure);
     let compiled = start.elapsed();
-    let steps = match result {
-        Ok(mut guide) => (|| {
-            let mut slowest = Duration::ZERO;
-            for _ in 0..40 {
-                let start = Instant::now();
-                let allowed = guide.allowed()?;
-                let next = allowed.ids().filter(|id| !ENDS.contains(id)).last();
-                if let Some(next) = next {
-                    guide.advance(next)?;
-                }
-                guide.forced();
-                slowest = slowest.max(start.elapsed());
-            }
-            Ok(slowest)
-        })(),
-        Err(e) => Err(e),
-    };
-    assert!(compiled < Duration::from_secs(6), "{name}");
-    assert!(steps.as_ref().is_ok_and(|slowest| slowest.as_secs() < 1) || steps.is_err(), "{name}");
-    steps.map(|_| ()).map_err(|e: StructureError| e.to_string())
+    assert!(compiled < Duration::from_secs(6), "{name}: {compiled:?}");
+    let start = Instant::now();
+    let steps = result.and_then(|mut guide| {
+        (0..40).try_for_each(|_| {
+            let next = guide.allowed()?.ids().filter(|id| !ENDS.contains(id)).last();
+            guide.forced();
+            next.map_or(Ok(()), |next| guide.advance(next))
+        })
+    });
+    // A step is milliseconds at worst.
+    assert!(start.elapsed() < Duration::from_secs(4), "{name}: {:?}", start.elapsed());
+    steps.map_err(|e| e.to_string())
 }
 
 #[test]
@@ -252,32 +244,15 @@ fn grammars_that_are_large_ask_for_control_tokens_or_run_away_are_refused() {
         let found = lark(text).unwrap_err();
         assert!(found.contains(reason) && !found.contains('\n'), "{text}: {found}");
     }
-    let chain: String = (0..999).map(|i| format!("r{i}: \"a\" r{}\n", i + 1)).collect();
-    assert_eq!(
-        settle(
-            "rules",
-            &Structure::Lark(format!(
-                "start: r0\n{}r999: \"b\"",
-                chain.replace("r999: ", "r998: ")
-            ))
-        )
-        .is_ok(),
-        false
-    );
-    let chain: String = (0..900).map(|i| format!("r{i}: \"a\" r{}\n", i + 1)).collect();
-    assert_eq!(settle("rules", &Structure::Lark(format!("start: r0\n{chain}r900: \"b\""))), Ok(()));
-    let chain: String = (0..900).map(|i| format!("R{i}: \"a\" R{}\n", i + 1)).collect();
-    assert_eq!(
-        settle("terminals", &Structure::Lark(format!("start: R0\n{chain}R900: \"b\""))),
-        Ok(())
-    );
-    let _ = settle(
-        "ambiguous",
-        &Structure::Lark("start: start start start | \"a\" | \"a\" start | \"aa\"".to_owned()),
-    );
-    let _ = settle("endless", &Structure::Lark("start: \"a\" start".to_owned()));
-    let _ = settle(
-        "groups",
-        &Structure::Lark(format!("start: {}\"a\"{}", "(".repeat(1000), ")".repeat(1000))),
-    );
+    let chain = |name: &str, length: usize| {
+        let rules = (0..length).map(|i| format!("{name}{i}: \"a\" {name}{}\n", i + 1));
+        let rules: String = rules.collect();
+        settle("chain", &Structure::Lark(format!("start: {name}0\n{rules}{name}{length}: \"b\"")))
+    };
+    assert_eq!((chain("r", 900), chain("R", 900)), (Ok(()), Ok(())));
+    assert!(chain("r", 999).unwrap_err().starts_with("the number of rules and terminals is 1001"));
+    assert_eq!(lark("start: start start start | \"a\" | \"a\" start | \"aa\""), Ok(()));
+    assert_eq!(lark("start: \"a\" start"), Ok(()));
+    let groups = format!("start: {}\"a\"{}", "(".repeat(1000), ")".repeat(1000));
+    assert!(lark(&groups).unwrap_err().contains("depth"));
 }
