@@ -90,6 +90,7 @@ fn refused(reason: &str) -> StructureError {
         ("oneOf constraints are not supported", "options of a oneOf may overlap; use anyOf"),
         ("panic:", "the library cannot compile it"),
         ("initial_lexer_fuel", "its regular expressions are too complex"),
+        ("regex parse error", "one of its regular expressions is too large or not supported"),
         ("fuel exhausted", "its regular expressions are too complex"),
     ];
     let ours = known.iter().find(|(theirs, _)| reason.contains(theirs)).map(|(_, ours)| *ours);

@@ -2,7 +2,7 @@
 
 use regex_syntax::ast::parse::ParserBuilder;
 use regex_syntax::ast::{
-    AssertionKind, Ast, GroupKind, RepetitionKind, RepetitionRange, Visitor, visit,
+    AssertionKind, Ast, Flag, Flags, GroupKind, RepetitionKind, RepetitionRange, Visitor, visit,
 };
 
 use super::StructureError;
@@ -26,6 +26,13 @@ pub(super) fn check(text: &str) -> Result<(), StructureError> {
 fn invalid(text: &str, reason: &str, at: usize) -> StructureError {
     let before = text.get(..at).map_or(at, |before| before.chars().count());
     StructureError::invalid(format!("regular expression: {reason}, at character {before}"))
+}
+
+const SPACED: &str = "the flag 'x' is not supported";
+
+/// Whether blanks and comments do not count: the expression's line ends are rewritten.
+fn is_spaced(flags: &Flags) -> bool {
+    flags.flag_state(Flag::IgnoreWhitespace) == Some(true)
 }
 
 struct Check<'a> {
@@ -56,8 +63,10 @@ impl Visitor for Check<'_> {
                 GroupKind::CaptureName { name, .. } if name.name == "stop" => {
                     refused("a group must not be called 'stop'")
                 }
+                GroupKind::NonCapturing(flags) if is_spaced(flags) => refused(SPACED),
                 _ => Ok(()),
             },
+            Ast::Flags(flags) if is_spaced(&flags.flags) => refused(SPACED),
             Ast::Repetition(repetition) => {
                 let most = match &repetition.op.kind {
                     RepetitionKind::Range(RepetitionRange::Exactly(n)) => *n,

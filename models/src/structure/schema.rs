@@ -21,7 +21,7 @@ const TYPES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "arr
 const FORMATS: [&str; 10] =
     ["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
 /// What is said about a schema and constrains nothing.
-const NOTES: [&str; 17] = [
+const NOTES: [&str; 16] = [
     "$schema",
     "$id",
     "id",
@@ -38,7 +38,6 @@ const NOTES: [&str; 17] = [
     "contentMediaType",
     "contentEncoding",
     "discriminator",
-    "strict",
 ];
 
 /// Any JSON object.
@@ -149,7 +148,7 @@ impl<'a> Walk<'a> {
             "type" => self.types(value)?,
             "enum" => self.values(value)?,
             "const" => self.value(value)?,
-            "$ref" => self.reference(value)?,
+            "$ref" => return self.reference(value).map(Some),
             "pattern" => {
                 let text = value.as_str().ok_or_else(|| self.refuse("has to be a string"))?;
                 self.pattern(text)?;
@@ -238,7 +237,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn reference(&mut self, value: &Value) -> Result<(), StructureError> {
+    fn reference(&mut self, value: &Value) -> Result<Value, StructureError> {
         let to = value.as_str().ok_or_else(|| self.refuse("has to be a string"))?;
         if target(self.root, to).is_none() {
             let inside = to == "#" || to.starts_with("#/");
@@ -252,7 +251,7 @@ impl<'a> Walk<'a> {
             self.references.push(to.to_owned());
             at_most("the number of references", self.references.len(), REFERENCES)?;
         }
-        Ok(())
+        Ok(encoded(to))
     }
 
     fn pattern(&self, text: &str) -> Result<(), StructureError> {
@@ -308,9 +307,34 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// What a local reference means.
+/// What a local reference means, percent-encoded or not.
 pub(super) fn target<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
-    root.pointer(reference.strip_prefix('#')?)
+    let pointer = reference.strip_prefix('#')?;
+    root.pointer(pointer).or_else(|| root.pointer(&decoded(pointer)?))
+}
+
+fn decoded(text: &str) -> Option<String> {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next()?.as_bytes().to_vec();
+    for part in parts {
+        let (hex, rest) = part.split_at_checked(2)?;
+        bytes.push(u8::from_str_radix(hex, 16).ok()?);
+        bytes.extend_from_slice(rest.as_bytes());
+    }
+    String::from_utf8(bytes).ok()
+}
+
+/// A reference as URIs have it: names such as `Page[int]` are written by their bytes.
+fn encoded(reference: &str) -> Value {
+    let mut out = String::new();
+    for byte in reference.bytes() {
+        let plain = byte.is_ascii_alphanumeric() || b"#/%$-._~!&'()*+,;=:@?".contains(&byte);
+        match plain {
+            true => out.push(char::from(byte)),
+            false => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    Value::String(out)
 }
 
 /// The names under `type`.

@@ -33,6 +33,21 @@ fn the_bytes_of_every_token_are_those_it_is_decoded_to() {
 }
 
 #[test]
+fn tokenizers_of_two_files_have_the_same_bytes() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/slow-tokenizer");
+    let slow = Tokenizer::load(&crate::ModelFiles::Folder(folder.into())).unwrap();
+    let bytes = token_bytes(&slow, slow.size()).unwrap();
+    let mut texts = 0;
+    for (id, bytes) in (0..).zip(&bytes).filter(|(_, bytes)| !bytes.is_empty()) {
+        let text = slow.decode(&[id], SpecialTokens::Include);
+        assert_eq!(String::from_utf8_lossy(bytes), text, "{id}");
+        texts += 1;
+    }
+    // All but seven control tokens and the letter of 0xFF.
+    assert_eq!((texts, slow.size()), (VOCAB - 8, VOCAB));
+}
+
+#[test]
 fn tokenizers_with_byte_fallback_have_the_bytes_of_their_decoder() {
     let file = json!({
         "version": "1.0",
