@@ -5,11 +5,15 @@ import sys
 
 import anthropic
 import openai
-from openai_client import ANSWER, QUESTION, expect, serve
+
+from serving import KEY, MODELS, expect, serving, timed
+
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+ANSWER = "The capital of France is Paris."
 
 
 def check_responses(url, model):
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
     ask = lambda **more: client.responses.create(model=model, input=QUESTION[0]["content"], **more)
     whole = ask(metadata={"a": "b"}, store=False)
     assert whole.output_text == ANSWER, whole
@@ -45,7 +49,7 @@ def check_responses(url, model):
 
 
 def check_messages(url, model):
-    client = anthropic.Anthropic(base_url=url, api_key="secret", max_retries=0)
+    client = anthropic.Anthropic(base_url=url, api_key=KEY, max_retries=0)
     given = {"model": model, "messages": QUESTION}
     ask = lambda **more: client.messages.create(**{"max_tokens": 64, **given, **more})
     whole = ask(system="", metadata={"user_id": "me"})
@@ -72,17 +76,14 @@ def check_messages(url, model):
     expect(anthropic.AuthenticationError, lambda: wrong.messages.create(max_tokens=1, **given))
 
 
-def check(program, model):
-    server, url = serve(program, model)
-    try:
-        check_responses(url, model)
-        check_messages(url, model)
-    finally:
-        server.terminate()
-        server.stderr.read()
-        assert server.wait(timeout=30) == 0
-    print(f"openai {openai.__version__}, anthropic {anthropic.__version__}, {model}: ok")
+def main():
+    with timed(f"openai {openai.__version__}, anthropic {anthropic.__version__}") as notes:
+        for model in MODELS:
+            with serving(sys.argv[1], model, "--api-key", KEY) as server:
+                check_responses(server.url, model)
+                check_messages(server.url, model)
+        notes.append(f"{len(MODELS)} models")
 
 
-for name in ["builtin:tiny-phi", "builtin:tiny-llada", "builtin:tiny-dream"]:
-    check(sys.argv[1], name)
+if __name__ == "__main__":
+    main()

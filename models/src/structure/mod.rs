@@ -7,6 +7,7 @@
 
 mod bounded;
 mod bytes;
+mod closed;
 mod compiler;
 mod disjoint;
 mod error;

@@ -1,6 +1,8 @@
 //! JSON schemas, before the library sees them: what it would pass over in silence is refused here,
 //! and what is only said about a schema is left out.
 //!
+//! Properties that an object does not name are left out (`closed.rs`).
+//!
 //! The dialect is 2020-12, with `definitions`, lists as `items` and boolean `exclusiveMinimum` of
 //! older drafts. References stay within the schema. Keys come in the order of `properties`; after
 //! `,` and `:` there is one space or none, and no other blank. `format` is a shape, so that
@@ -11,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::limits::{
     ALTERNATIVES, ONE_OF, PROPERTIES, REFERENCES, REPETITIONS, SCHEMA_DEPTH, TEXT_BYTES, at_most,
 };
-use super::{StructureError, disjoint, finite, regex};
+use super::{StructureError, closed, disjoint, finite, regex};
 
 /// Where the library looks for its options.
 const OPTIONS: &str = "x-guidance";
@@ -59,6 +61,7 @@ pub(super) fn prepare(schema: &Value) -> Result<Value, StructureError> {
     if !finite::has_instance(schema) {
         return Err(StructureError::invalid("no finite JSON matches: it requires itself"));
     }
+    closed::close(&mut prepared);
     // A reference may lead through an option by its number.
     if !walk.references.iter().any(|to| to.contains("/oneOf/")) {
         disjoint::settle(&mut prepared, schema);
