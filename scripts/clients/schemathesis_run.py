@@ -23,7 +23,10 @@ def document(server, folder):
     """The server's own document, with the name of its model: others would only ever be a 404."""
     status, found = server.ask("/openapi.json")
     equal(status, 200, "/openapi.json")
-    found["components"]["schemas"]["Common"]["properties"]["model"]["enum"] = [server.model, "other"]
+    for schema in found["components"]["schemas"].values():
+        for part in [schema, *schema.get("allOf", [])]:
+            if "model" in part.get("properties", {}):
+                part["properties"]["model"]["enum"] = [server.model, "other"]
     found["paths"]["/v1/models/{id}"]["get"]["parameters"][0]["schema"]["enum"] = [server.model, "a/b"]
     file = folder / "openapi.json"
     file.write_text(json.dumps(found))
