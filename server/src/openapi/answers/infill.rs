@@ -86,8 +86,6 @@ struct InfillText {
     has_new_line: bool,
     /// Always false: what does not fit is refused.
     truncated: bool,
-    /// An end token, a stop text, or length and time.
-    #[schema(inline)]
     stop_type: InfillStop,
     /// The stop text; else empty.
     stopping_word: String,
@@ -95,6 +93,7 @@ struct InfillText {
     usage: Usage,
 }
 
+/// Why a gap ended: an end token, a stop text, or length or time.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 enum InfillStop {

@@ -56,12 +56,12 @@ pub(crate) struct MessagesConversation {
 #[derive(ToSchema)]
 struct MessageParam {
     /// Who speaks.
-    #[schema(inline)]
     role: MessageRole,
     /// The text, or blocks that are joined with nothing between.
     content: MessageContent,
 }
 
+/// Who speaks.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 enum MessageRole {

@@ -75,7 +75,6 @@ struct InputMessage {
     #[schema(inline)]
     r#type: Option<InputType>,
     /// Who speaks. `developer` is what templates call system.
-    #[schema(inline)]
     role: InputRole,
     /// The text, or parts that are joined with nothing between.
     content: InputContent,
@@ -88,6 +87,7 @@ enum InputType {
     Message,
 }
 
+/// Who speaks.
 #[derive(ToSchema)]
 #[schema(rename_all = "snake_case")]
 enum InputRole {
