@@ -19,11 +19,26 @@ CHECKS = ",".join([
 SMALL = ["--max-model-len", "64", "--max-num-seqs", "8", "--max-queue", "64"]
 
 
+def event(data):
+    """The document describes an event's data, as OpenAPI 3.1 is used; schemathesis wants OpenAPI
+    3.2's events."""
+    json_data = {"contentMediaType": "application/json", "contentSchema": data}
+    either = {"type": "string", "anyOf": [{"const": "[DONE]"}, json_data]}
+    return {"type": "object", "required": ["data"], "properties": {"data": either}}
+
+
 def document(server, folder):
     """The server's own document, with the name of its model: others would only ever be a 404."""
     status, found = server.ask("/openapi.json")
     equal(status, 200, "/openapi.json")
-    found["components"]["schemas"]["Common"]["properties"]["model"]["enum"] = [server.model, "other"]
+    for schema in found["components"]["schemas"].values():
+        for part in [schema, *schema.get("allOf", [])]:
+            if "model" in part.get("properties", {}):
+                part["properties"]["model"]["enum"] = [server.model, "other"]
+    for response in (r for path in found["paths"].values() for operation in path.values()
+                     for r in operation["responses"].values()):
+        if events := response.get("content", {}).get("text/event-stream"):
+            events["schema"] = event(events["schema"])
     found["paths"]["/v1/models/{id}"]["get"]["parameters"][0]["schema"]["enum"] = [server.model, "a/b"]
     file = folder / "openapi.json"
     file.write_text(json.dumps(found))

@@ -171,12 +171,25 @@ pub(crate) fn in_words_of(error: ApiError, names: &[(&str, &str)]) -> ApiError {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use serde_json::json;
+    use utoipa::PartialSchema;
 
     use super::*;
+    use crate::openapi::requests::SharedFields;
 
     fn fields(value: Value) -> Fields {
         Fields(value.as_object().cloned().unwrap_or_default())
+    }
+
+    #[test]
+    fn every_shared_field_is_documented() {
+        let schema = serde_json::to_value(SharedFields::schema()).unwrap();
+        let documented = schema["properties"].as_object().unwrap().keys().map(String::as_str);
+        // Some APIs require it, others do not.
+        let documented: BTreeSet<&str> = documented.chain(["model"]).collect();
+        assert_eq!(documented, SHARED.into_iter().collect());
     }
 
     #[test]

@@ -11,7 +11,9 @@ use crate::convert::check_model;
 use crate::foreign::Fields;
 use crate::openai::conversation::{messages, template};
 use crate::openai::types::Body;
-use crate::openapi::errors::RunErrors;
+use crate::openapi::answers::{Detokenized, Tokenized, TokenizerInfo};
+use crate::openapi::errors::{LoadingErrors, ReadErrors};
+use crate::openapi::requests::{DetokenizeRequest, TokenizeRequest};
 use crate::{ApiError, AppState, ServedModel};
 
 /// Longest text to tokenise, bytes; many times the longest prompt.
@@ -24,7 +26,8 @@ const SPECIAL: [&str; 7] =
 
 /// Ids of a text, or of a chat as its template writes it.
 #[utoipa::path(post, path = "/tokenize", tag = "Other APIs", operation_id = "tokenize",
-    request_body = serde_json::Value, responses((status = 200, description = "Token ids", body = serde_json::Value), RunErrors))]
+    request_body = TokenizeRequest, responses(
+        (status = 200, description = "Token ids", body = Tokenized), ReadErrors))]
 pub(crate) async fn tokenize(
     State(state): State<AppState>,
     headers: HeaderMap,
@@ -102,7 +105,8 @@ impl Asked {
 
 /// Text of ids, special tokens included.
 #[utoipa::path(post, path = "/detokenize", tag = "Other APIs", operation_id = "detokenize",
-    request_body = serde_json::Value, responses((status = 200, description = "The text", body = serde_json::Value), RunErrors))]
+    request_body = DetokenizeRequest, responses(
+        (status = 200, description = "The text", body = Detokenized), ReadErrors))]
 pub(crate) async fn detokenize(
     State(state): State<AppState>,
     headers: HeaderMap,
@@ -136,7 +140,8 @@ pub(crate) async fn detokenize(
 /// The checkpoint's `tokenizer_config.json` with special tokens as texts and the chat template in
 /// service.
 #[utoipa::path(get, path = "/tokenizer_info", tag = "Other APIs", operation_id = "tokenizer_info",
-    responses((status = 200, description = "What the checkpoint says of its tokenizer", body = serde_json::Value), RunErrors))]
+    responses((status = 200, description = "What the checkpoint says of its tokenizer",
+        body = TokenizerInfo), LoadingErrors))]
 pub(crate) async fn info(State(state): State<AppState>) -> Result<Json<Value>, ApiError> {
     let served = state.require_model()?;
     let tokenizer = &served.tokenizer;

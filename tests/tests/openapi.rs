@@ -11,20 +11,23 @@
 mod answers;
 #[path = "openapi/document.rs"]
 mod document;
+#[path = "openapi/neighbours.rs"]
+mod neighbours;
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use dfastllm_tests::http::{CHAT, chat_body, options, serve, serve_builtin, with};
+use dfastllm_tests::http::{CHAT, Server, chat_body, options, serve, serve_builtin, with};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use document::Document;
+use neighbours::RESPONSES;
 
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
 
 /// Routes others rely on.
-const PROMISED: [&str; 12] = [
+const PROMISED: [&str; 19] = [
     "get /docs",
     "get /openapi.json",
     "get /health",
@@ -37,6 +40,13 @@ const PROMISED: [&str; 12] = [
     "post /v1/completions",
     "post /v1/chat/completions",
     "delete /v1/requests/{id}",
+    "post /v1/responses",
+    "post /v1/messages",
+    "post /v1/messages/count_tokens",
+    "post /infill",
+    "post /tokenize",
+    "post /detokenize",
+    "get /tokenizer_info",
 ];
 
 /// A path whose parts that vary name nothing.
@@ -112,8 +122,25 @@ async fn everything_is_said_once_and_nothing_is_left_out() {
         assert!(operation["responses"]["500"].is_object(), "{method} {path}");
         assert!(ids.insert(operation["operationId"].as_str().unwrap()), "{method} {path}");
     }
-    for name in ["Common", "CompletionRequest", "ChatRequest", "Diffusion", "StreamOptions"] {
-        for (field, schema) in fields(&document, name) {
+    for name in [
+        "Common",
+        "CompletionRequest",
+        "ChatRequest",
+        "Diffusion",
+        "StreamOptions",
+        "SharedFields",
+        "ResponsesRequest",
+        "MessagesRequest",
+        "MessagesConversation",
+        "CountTokensRequest",
+        "InfillRequest",
+        "TokenizeText",
+        "TokenizeChat",
+        "DetokenizeRequest",
+    ] {
+        let fields = fields(&document, name);
+        assert!(!fields.is_empty() || name == "CountTokensRequest", "{name}");
+        for (field, schema) in fields {
             // Beside a reference, where there is one.
             let options = schema["oneOf"].as_array().into_iter().flatten().chain([schema]);
             let mut said = options.filter_map(|option| option["description"].as_str());
@@ -137,15 +164,31 @@ fn fields<'a>(document: &'a Document, name: &str) -> Vec<(&'a String, &'a Value)
 async fn limits_of_numbers_are_those_the_server_has() {
     let server = serve_builtin("tiny-phi").await;
     let document = Document::of(&server).await;
+    let response = json!({"model": "tiny-phi", "input": "x"});
+    assert!(limits(&server, &document, "Common", (CHAT, &chat_body("tiny-phi"))).await >= 15);
+    assert_eq!(limits(&server, &document, "SharedFields", (RESPONSES, &response)).await, 14);
+}
+
+/// Tries the limits of a type's numbers, just within and just beyond; how many there are.
+async fn limits(
+    server: &Server,
+    document: &Document,
+    name: &str,
+    (path, body): (&str, &Value),
+) -> usize {
     let mut limits = 0;
-    for (field, schema) in fields(&document, "Common") {
+    for (field, schema) in fields(document, name) {
         for (limit, step) in [("minimum", -1.0), ("maximum", 1.0)] {
             let Some(bound) = schema[limit].as_f64() else { continue };
             let is_whole = schema["type"].to_string().contains("integer");
             let number = |x: f64| if is_whole { json!(x as i64) } else { json!(x) };
             let ask = async |x: f64| {
-                let more = json!({"max_tokens": 1, "logprobs": true, field: number(x)});
-                server.post(CHAT, &with(chat_body("tiny-phi"), more)).await
+                let short = match path {
+                    CHAT => json!({"max_tokens": 1, "logprobs": true}),
+                    _ => json!({"max_output_tokens": 1}),
+                };
+                let more = with(short, json!({field: number(x)}));
+                server.post(path, &with(body.clone(), more)).await
             };
             let (status, answer) = ask(bound + step).await;
             let found = (status, answer["error"]["param"].as_str());
@@ -160,7 +203,7 @@ async fn limits_of_numbers_are_those_the_server_has() {
             limits += 1;
         }
     }
-    assert!(limits >= 15, "{limits}");
+    limits
 }
 
 #[tokio::test]

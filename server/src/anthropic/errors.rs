@@ -14,10 +14,14 @@ const PATH: &str = "/v1/messages";
 /// What Anthropic's clients read instead of `x-request-id`.
 const ANTHROPIC_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 
+/// Whether a path is this API's.
+pub(crate) fn is_below(path: &str) -> bool {
+    path.strip_prefix(PATH).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// Says errors below `/v1/messages` in Anthropic's shape, wherever they come from.
 pub(crate) async fn error_shape(request: Request, next: Next) -> Response {
-    let rest = request.uri().path().strip_prefix(PATH);
-    if !rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/')) {
+    if !is_below(request.uri().path()) {
         return next.run(request).await;
     }
     let id = request.headers().get(&REQUEST_ID).cloned();

@@ -21,18 +21,23 @@ use crate::openai::chat::prepare_request;
 use crate::openai::conversation::{Conversation, messages, template};
 use crate::openai::respond::{Frame, Prepared};
 use crate::openai::types::Body;
-use crate::openapi::errors::RunErrors;
+use crate::openapi::answers::{CountedTokens, MessageEvent, MessageObject};
+use crate::openapi::errors::{ReadErrors, RunErrors};
+use crate::openapi::requests::{CountTokensRequest, MessagesRequest};
 use crate::translated::respond;
 use crate::{ApiError, AppState};
 use answer::Writer;
-pub(crate) use errors::error_shape;
+pub(crate) use errors::{error_shape, is_below};
 
 /// Our fields, and what they are called here.
 const NAMES: [(&str, &str); 2] = [("stop", "stop_sequences"), ("prompt", "messages")];
 
 /// The answer.
 #[utoipa::path(post, path = "/v1/messages", tag = "Other APIs", operation_id = "messages",
-    request_body = serde_json::Value, responses((status = 200, description = "The answer", body = serde_json::Value), RunErrors))]
+    params(("x-request-id" = Option<String>, Header, description = "A name to cancel it by")),
+    request_body = MessagesRequest, responses((status = 200, description = "The answer",
+        content((MessageObject = "application/json"), (MessageEvent = "text/event-stream"))),
+        RunErrors))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     headers: HeaderMap,
@@ -55,8 +60,10 @@ async fn prepare(
 }
 
 /// Tokens of the prompt that a message request would have.
-#[utoipa::path(post, path = "/v1/messages/count_tokens", tag = "Other APIs", operation_id = "count_tokens",
-    request_body = serde_json::Value, responses((status = 200, description = "How many tokens the prompt has", body = serde_json::Value), RunErrors))]
+#[utoipa::path(post, path = "/v1/messages/count_tokens", tag = "Other APIs",
+    operation_id = "count_tokens", request_body = CountTokensRequest, responses(
+        (status = 200, description = "How many tokens the prompt has", body = CountedTokens),
+        ReadErrors))]
 pub(crate) async fn count_tokens(
     State(state): State<AppState>,
     headers: HeaderMap,

@@ -17,7 +17,9 @@ use crate::foreign::{Fields, in_words_of};
 use crate::openai::completions::{Prepare, prepare_request};
 use crate::openai::respond::{Frame, Prepared};
 use crate::openai::types::Body;
+use crate::openapi::answers::{InfillAnswer, InfillEvent};
 use crate::openapi::errors::RunErrors;
+use crate::openapi::requests::InfillRequest;
 use crate::translated::respond;
 use crate::{ApiError, AppState};
 use answer::Writer;
@@ -32,7 +34,10 @@ const NAMES: [(&str, &str); 4] = [
 
 /// The text of the gap.
 #[utoipa::path(post, path = "/infill", tag = "Other APIs", operation_id = "infill",
-    request_body = serde_json::Value, responses((status = 200, description = "The text of the gap", body = serde_json::Value), RunErrors))]
+    params(("x-request-id" = Option<String>, Header, description = "A name to cancel it by")),
+    request_body = InfillRequest, responses((status = 200, description = "The text of the gap",
+        content((InfillAnswer = "application/json"), (InfillEvent = "text/event-stream"))),
+        RunErrors))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     headers: HeaderMap,

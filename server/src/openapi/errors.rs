@@ -16,7 +16,16 @@ pub(crate) struct RunErrors;
 
 impl IntoResponses for RunErrors {
     fn responses() -> Responses {
-        errors(&[400, 404, 413, 415, 429, 499, 503, 504])
+        errors(&[400, 404, 408, 413, 415, 429, 499, 503, 504])
+    }
+}
+
+/// Errors of routes that read a body and do not run the model.
+pub(crate) struct ReadErrors;
+
+impl IntoResponses for ReadErrors {
+    fn responses() -> Responses {
+        errors(&[400, 404, 408, 413, 415, 503])
     }
 }
 
@@ -48,12 +57,12 @@ impl IntoResponses for RequestErrors {
 }
 
 fn errors(statuses: &[u16]) -> Responses {
-    statuses.iter().map(|&status| (status.to_string(), error(status).into())).collect()
+    statuses.iter().map(|&status| (status.to_string(), error::<ErrorBody>(status).into())).collect()
 }
 
-/// The answer to a refused or broken request.
-pub(super) fn error(status: u16) -> Response {
-    let schema = Ref::from_schema_name(ErrorBody::name());
+/// The answer to a refused or broken request, with a body of this type.
+pub(super) fn error<B: ToSchema>(status: u16) -> Response {
+    let schema = Ref::from_schema_name(B::name());
     let content = Content::builder().schema(Some(schema)).build();
     let response =
         ResponseBuilder::new().description(meaning(status)).content("application/json", content);
@@ -73,9 +82,10 @@ fn meaning(status: u16) -> &'static str {
         400 => "A field is wrong; `param` names it",
         401 => "No or a wrong API key",
         404 => "No such model or request",
+        408 => "The body did not arrive in time",
         413 => "The body is too large",
         415 => "The body's content type is not `application/json`",
-        429 => "The queue is full",
+        429 => "The queue is full, or a client asks too often",
         499 => "The request was cancelled",
         503 => "The model is loading, or the server is stopping",
         504 => "The request ran out of time",

@@ -15,10 +15,10 @@ use axum::response::{Html, IntoResponse};
 use utoipa::ToSchema;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
-use utoipa::openapi::{InfoBuilder, LicenseBuilder, OpenApi, PathItem};
+use utoipa::openapi::{Components, InfoBuilder, LicenseBuilder, OpenApi, PathItem};
 
-use crate::{ApiError, app};
-use answers::ErrorBody;
+use crate::{ApiError, anthropic, app};
+use answers::{ErrorBody, MessagesError};
 
 const KEY: &str = "api_key";
 const ABOUT: &str = "Phi, LLaDA and Dream behind OpenAI's API. Unknown and unsupported fields are \
@@ -57,14 +57,20 @@ pub(crate) async fn docs() -> impl IntoResponse {
 
 /// The whole document, from those of routes that want a key and of routes that do not.
 pub(crate) fn describe(mut guarded: OpenApi, open: OpenApi) -> OpenApi {
-    for operation in operations(&mut guarded) {
+    for (_, operation) in operations(&mut guarded) {
         operation.security = Some(vec![SecurityRequirement::new(KEY, Vec::<String>::new())]);
-        respond_with(operation, 401);
+        // `--rate-limit` counts whatever wants a key.
+        [401, 429].into_iter().for_each(|status| respond_with(operation, status));
     }
     guarded.merge(open);
     let mut document = guarded;
-    // A handler that panics is answered, whichever it is.
-    operations(&mut document).for_each(|operation| respond_with(operation, 500));
+    for (path, operation) in operations(&mut document) {
+        // A handler that panics is answered, whichever it is.
+        respond_with(operation, 500);
+        if anthropic::is_below(path) {
+            in_anthropics_shape(operation);
+        }
+    }
     // What the router calls `{*id}` is `{id}` to everybody else.
     document.paths.paths =
         document.paths.paths.into_iter().map(|(path, i)| (path.replace("{*", "{"), i)).collect();
@@ -77,24 +83,41 @@ pub(crate) fn describe(mut guarded: OpenApi, open: OpenApi) -> OpenApi {
         ))
         .build();
     let components = document.components.get_or_insert_default();
-    components
-        .schemas
-        .insert(ErrorBody::name().into_owned(), <ErrorBody as utoipa::PartialSchema>::schema());
-    let mut nested = Vec::new();
-    ErrorBody::schemas(&mut nested);
-    components.schemas.extend(nested);
+    add::<ErrorBody>(components);
+    add::<MessagesError>(components);
     components.add_security_scheme(KEY, SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer)));
     document
 }
 
-fn operations(document: &mut OpenApi) -> impl Iterator<Item = &mut Operation> {
-    document.paths.paths.values_mut().flat_map(|item| {
+/// Adds a type that only responses made here refer to.
+fn add<T: ToSchema>(components: &mut Components) {
+    components.schemas.insert(T::name().into_owned(), T::schema());
+    let mut nested = Vec::new();
+    T::schemas(&mut nested);
+    components.schemas.extend(nested);
+}
+
+/// Operations with their paths.
+fn operations(document: &mut OpenApi) -> impl Iterator<Item = (&str, &mut Operation)> {
+    document.paths.paths.iter_mut().flat_map(|(path, item)| {
         let PathItem { get, put, post, delete, patch, .. } = item;
-        [get, put, post, delete, patch].into_iter().flatten()
+        let operations = [get, put, post, delete, patch].into_iter().flatten();
+        operations.map(|operation| (path.as_str(), operation))
     })
 }
 
 fn respond_with(operation: &mut Operation, status: u16) {
     let responses = &mut operation.responses.responses;
-    responses.entry(status.to_string()).or_insert_with(|| errors::error(status).into());
+    responses
+        .entry(status.to_string())
+        .or_insert_with(|| errors::error::<ErrorBody>(status).into());
+}
+
+/// Errors as `anthropic/errors.rs` says them.
+fn in_anthropics_shape(operation: &mut Operation) {
+    for (status, response) in &mut operation.responses.responses {
+        if let Some(status) = status.parse().ok().filter(|status| *status >= 400) {
+            *response = errors::error::<MessagesError>(status).into();
+        }
+    }
 }

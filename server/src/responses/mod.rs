@@ -17,7 +17,9 @@ use crate::foreign::{Fields, in_words_of};
 use crate::openai::chat::prepare_request;
 use crate::openai::respond::{Frame, Prepared};
 use crate::openai::types::Body;
+use crate::openapi::answers::{ResponseEvent, ResponseObject};
 use crate::openapi::errors::RunErrors;
+use crate::openapi::requests::ResponsesRequest;
 use crate::translated::respond;
 use crate::{ApiError, AppState};
 use answer::Writer;
@@ -35,7 +37,10 @@ const NAMES: [(&str, &str); 7] = [
 
 /// The answer.
 #[utoipa::path(post, path = "/v1/responses", tag = "Other APIs", operation_id = "responses",
-    request_body = serde_json::Value, responses((status = 200, description = "The answer", body = serde_json::Value), RunErrors))]
+    params(("x-request-id" = Option<String>, Header, description = "A name to cancel it by")),
+    request_body = ResponsesRequest, responses((status = 200, description = "The answer",
+        content((ResponseObject = "application/json"), (ResponseEvent = "text/event-stream"))),
+        RunErrors))]
 pub(crate) async fn create(
     State(state): State<AppState>,
     headers: HeaderMap,

@@ -13,7 +13,7 @@ use crate::document::Document;
 
 impl Document {
     /// Asks, and holds the answer or all its events against the document.
-    async fn ask(&mut self, server: &Server, path: &str, body: &Value) {
+    pub(crate) async fn ask(&mut self, server: &Server, path: &str, body: &Value) {
         let response = server.send(path, body).await;
         if response.status() == 200 {
             self.allows(path, body);
@@ -21,12 +21,16 @@ impl Document {
         self.judge_response(("post", path), response).await;
     }
 
-    async fn get(&mut self, server: &Server, path: &str, documented: &str) {
+    pub(crate) async fn get(&mut self, server: &Server, path: &str, documented: &str) {
         let response = server.client.get(format!("{}{path}", server.url)).send().await.unwrap();
         self.judge_response(("get", documented), response).await;
     }
 
-    async fn judge_response(&mut self, route: (&str, &str), response: reqwest::Response) {
+    pub(crate) async fn judge_response(
+        &mut self,
+        route: (&str, &str),
+        response: reqwest::Response,
+    ) {
         let status = response.status().as_u16();
         let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
         let kind = kind.split(';').next().unwrap();
@@ -35,7 +39,8 @@ impl Document {
             "application/json" => vec![serde_json::from_str(&text).unwrap()],
             "text/event-stream" => text
                 .split("\n\n")
-                .filter_map(|event| event.strip_prefix("data: "))
+                // Some APIs name their events.
+                .filter_map(|event| event.lines().find_map(|line| line.strip_prefix("data: ")))
                 .filter(|data| *data != "[DONE]")
                 .map(|data| serde_json::from_str(data).unwrap())
                 .collect(),

@@ -61,6 +61,11 @@ impl Document {
         }
     }
 
+    /// Holds a value against a type, with no room for fields that it does not know.
+    pub(crate) fn is(&self, name: &str, value: &Value) {
+        validate(&self.strict, &["components", "schemas", name], value);
+    }
+
     /// Holds a request that the server took against what the document says of it.
     pub(crate) fn allows(&self, path: &str, body: &Value) {
         let kind = "application/json";
