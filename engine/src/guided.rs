@@ -54,7 +54,7 @@ impl Guided {
             let next = next_set(&mut ahead);
             let Some((set, forced)) = self.note(next) else { return };
             self.next.push(set);
-            if !forced.is_some_and(|token| ahead.advance(token).is_ok()) {
+            if forced.is_none_or(|token| ahead.advance(token).is_err()) {
                 return;
             }
         }
@@ -69,7 +69,7 @@ impl Guided {
             let Some((set, _)) = self.note(next) else { break };
             let token = draft.get(sets.len()).copied().filter(|&token| set.contains(token));
             sets.push(set);
-            if !token.is_some_and(|token| ahead.advance(token).is_ok()) {
+            if token.is_none_or(|token| ahead.advance(token).is_err()) {
                 break;
             }
         }
