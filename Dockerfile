@@ -35,6 +35,7 @@ COPY LICENSE NOTICE /usr/share/doc/dfastllm/
 USER dfastllm
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=1s --start-period=600s \
-    CMD curl --fail --silent http://127.0.0.1:8000/health || exit 1
+    CMD curl --fail --silent "http://127.0.0.1:${DFASTLLM_PORT:-8000}/health" \
+        || curl --fail --silent --insecure "https://127.0.0.1:${DFASTLLM_PORT:-8000}/health" || exit 1
 ENTRYPOINT ["dfastllm"]
 CMD ["serve"]

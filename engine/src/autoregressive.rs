@@ -23,6 +23,8 @@ pub(crate) struct Autoregressive {
     lookup: PromptLookup,
     /// What the next pass verifies beside its own token.
     draft: Option<Vec<u32>>,
+    /// Whether it is what has to come, not a guess.
+    is_forced: bool,
     /// What the answer has to be.
     guided: Option<Guided>,
     /// What the positions that the next pass predicts may hold.
@@ -49,6 +51,7 @@ impl Autoregressive {
                 request.max_draft
             }),
             draft: None,
+            is_forced: false,
             guided: request.structure.take().map(Guided::new),
             allowed: Vec::new(),
             drafted: (0, 0),
@@ -117,11 +120,14 @@ impl Autoregressive {
             None => guided.forced(),
             Some(_) => Vec::new(),
         };
-        if draft.is_empty() {
-            draft = self.lookup.draft(&self.tokens, room);
-        }
         draft.truncate(room);
-        self.allowed = guided.along(&mut draft);
+        self.is_forced = !draft.is_empty();
+        if self.is_forced {
+            self.allowed = guided.sets(draft.len());
+        } else {
+            draft = self.lookup.draft(&self.tokens, room);
+            self.allowed = guided.along(&mut draft);
+        }
         draft
     }
 
@@ -132,7 +138,7 @@ impl Autoregressive {
         let (id, logprob, top) = (score.id, score.logprob, score.top.clone());
         self.settled.push(SettledToken { id, logprob, top, is_end, gap: 0 });
         let is_complete = match &mut self.guided {
-            Some(guided) => !guided.take(score.id) || guided.has_ended(),
+            Some(guided) => guided.follow(score.id) && guided.has_ended(),
             None => false,
         };
         if is_end || is_complete {
@@ -221,14 +227,18 @@ impl Generation for Autoregressive {
         }
         if let Some(guided) = &mut self.guided {
             guided.check()?;
-            guided.look_ahead();
+            if self.finish.is_none() {
+                guided.look_ahead();
+            }
         }
         // Rows after the first wrong draft left keys and values that the next passes overwrite.
         self.cached = self.tokens.len() - 1;
         self.forwards += 1;
         let right = self.tokens.len() - first - 1;
-        self.lookup.verified(draft.len(), right);
-        self.drafted = (self.drafted.0 + draft.len(), self.drafted.1 + right);
+        if !std::mem::take(&mut self.is_forced) {
+            self.lookup.verified(draft.len(), right);
+            self.drafted = (self.drafted.0 + draft.len(), self.drafted.1 + right);
+        }
         if self.request.trace {
             let position = first - self.prompt_len;
             let ids = self.tokens[first..].iter().enumerate();

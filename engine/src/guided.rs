@@ -6,7 +6,7 @@ use dfastllm_models::{Guide, StructureError};
 use crate::plan::Fault;
 
 /// Most tokens that one pass puts because nothing else can follow.
-const MAX_FORCED: usize = 32;
+const MAX_FORCED: usize = 16;
 
 /// A guide, and what it says about the next positions.
 #[derive(Debug)]
@@ -35,6 +35,17 @@ impl Guided {
     pub(crate) fn forced(&self) -> Vec<u32> {
         let certain = &self.next[..self.next.len().saturating_sub(1)];
         certain.iter().filter_map(|set| set.ids().next()).collect()
+    }
+
+    /// What these many next positions may hold, and the one behind them.
+    pub(crate) fn sets(&self, forced: usize) -> Vec<TokenSet> {
+        self.next.iter().take(forced + 1).cloned().collect()
+    }
+
+    /// Moves behind a token that was chosen among those allowed.
+    pub(crate) fn follow(&mut self, token: u32) -> bool {
+        let moved = self.guide.advance(token);
+        self.note(moved).is_some()
     }
 
     /// Moves behind a token, if it may come next.
@@ -66,7 +77,9 @@ impl Guided {
         let (mut ahead, mut sets) = (self.guide.clone(), Vec::new());
         while !ahead.has_ended() {
             let next = next_set(&mut ahead);
-            let Some((set, _)) = self.note(next) else { break };
+            // What only a draft runs into is no fault of the answer.
+            let next = if sets.is_empty() { self.note(next) } else { next.ok() };
+            let Some((set, _)) = next else { break };
             let token = draft.get(sets.len()).copied().filter(|&token| set.contains(token));
             sets.push(set);
             if token.is_none_or(|token| ahead.advance(token).is_err()) {

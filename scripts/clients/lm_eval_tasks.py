@@ -89,15 +89,9 @@ def own_likelihoods(server, question):
 def check(program, model, texts, chosen, folder):
     with serving(program, model, "--api-key", KEY) as server:
         write_tasks(folder, texts, chosen)
-        # The server's own tokenizer where it has routes for it, else ours read by the client.
-        remote = server.ask("/tokenizer_info", key=KEY)[0] == 200
         arguments = {"model": model, "base_url": f"{server.url}/v1/completions", "max_retries": 1,
-                     "num_concurrent": 8, "max_length": 512}
-        if remote:
-            arguments |= {"tokenizer_backend": "remote", "auth_token": KEY}
-        else:
-            arguments |= {"tokenizer_backend": "huggingface",
-                          "tokenizer": str(ROOT / "models/builtin")}
+                     "num_concurrent": 8, "max_length": 512,
+                     "tokenizer_backend": "remote", "auth_token": KEY}
         results = lm_eval.simple_evaluate(
             model="local-completions", model_args=arguments, tasks=[TEXT_TASK, CHOICE_TASK],
             task_manager=TaskManager(include_path=str(folder), include_defaults=False),
@@ -116,8 +110,7 @@ def check(program, model, texts, chosen, folder):
             best.append(own.index(max(own)) == question["gold"])
         near(score(CHOICE_TASK), sum(best) / len(best), 1e-12, f"{model}: choices")
         return (f"{model} {100 * score(TEXT_TASK):.1f} % of {len(texts)} answers and "
-                f"{100 * score(CHOICE_TASK):.1f} % of {len(chosen)} choices, tokenizer "
-                f"{'of the server' if remote else 'of the client'}")
+                f"{100 * score(CHOICE_TASK):.1f} % of {len(chosen)} choices")
 
 
 def main():

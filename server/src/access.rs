@@ -9,6 +9,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
+use crate::anthropic::ANTHROPIC_ID;
 use crate::app::REQUEST_ID;
 use crate::rate;
 
@@ -53,12 +54,12 @@ impl Access {
             false if self.cors_origins.is_empty() => return None,
             false => AllowOrigin::list(self.cors_origins.iter().cloned()),
         };
-        let exposed = [REQUEST_ID, PROCESSING, header::RETRY_AFTER].into_iter();
+        let exposed = [REQUEST_ID, ANTHROPIC_ID, PROCESSING, header::RETRY_AFTER];
         let layer = CorsLayer::new()
             .allow_origin(origins)
             .allow_methods([Method::GET, Method::POST, Method::DELETE])
             .allow_headers(AllowHeaders::mirror_request())
-            .expose_headers(exposed.chain(rate::HEADERS).collect::<Vec<_>>())
+            .expose_headers(exposed.into_iter().chain(rate::HEADERS).collect::<Vec<_>>())
             .max_age(PREFLIGHT_AGE);
         Some(layer)
     }

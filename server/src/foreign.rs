@@ -41,8 +41,8 @@ pub(crate) struct Fields(Map<String, Value>);
 
 impl Fields {
     /// The fields of a JSON body.
-    pub(crate) fn parse(headers: &HeaderMap, body: Body) -> Result<Self, ApiError> {
-        parse(headers, body).map(Self)
+    pub(crate) async fn parse(headers: &HeaderMap, body: Body) -> Result<Self, ApiError> {
+        parse(headers, body).await.map(Self)
     }
 
     /// The fields of an object inside a request.

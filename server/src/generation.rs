@@ -7,7 +7,7 @@ use dfastllm_engine::{
     Change, EngineError, Event, FinishReason, GenerationRequest, PromptScores, RequestParams,
     Running, SettledToken, TextAssembler, TraceStep, Usage,
 };
-use dfastllm_models::{SpecialTokens, Tokenizer};
+use dfastllm_models::{Guide, SpecialTokens, Tokenizer};
 use futures_util::stream::{AbortHandle, SelectAll, Stream, StreamExt, abortable};
 
 use crate::convert::AnswerOptions;
@@ -73,7 +73,9 @@ impl Choices {
         }
         let request = |prompt: &Vec<u32>, choice: u64| {
             let seed = params.seed.wrapping_add(choice);
-            let params = RequestParams { prompt: prompt.clone(), seed, ..params.clone() };
+            let structure = params.structure.as_ref().map(Guide::fork);
+            let prompt = prompt.clone();
+            let params = RequestParams { prompt, seed, structure, ..params.clone() };
             GenerationRequest::new(params, &served.limits)
         };
         let requests: Vec<Vec<GenerationRequest>> = prompts

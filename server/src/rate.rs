@@ -1,5 +1,6 @@
 //! Requests a minute, for each key or address.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
@@ -25,10 +26,10 @@ const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset-requests");
 /// What answers say about the limit.
 pub(crate) const HEADERS: [HeaderName; 3] = [LIMIT, REMAINING, RESET];
 
-/// Addresses that are remembered; beyond, new ones share one allowance.
+/// New addresses a minute that are remembered; beyond, they share one allowance.
 const MAX_ADDRESSES: usize = 1 << 16;
-/// How often addresses that have their whole allowance again are forgotten, once there are too many.
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
+/// In this time an address that asks for nothing has its whole allowance again.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
 
 /// Whose allowance a request takes from.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -68,7 +69,16 @@ pub(crate) struct RateLimit<C: Clock = DefaultClock> {
     clock: C,
     limit: NonZeroU32,
     max_addresses: usize,
-    swept: Mutex<Option<C::Instant>>,
+    known: Mutex<Known<C::Instant>>,
+}
+
+/// Addresses of this minute and of the one before.
+#[derive(Debug)]
+struct Known<I> {
+    now: HashSet<IpAddr>,
+    before: HashSet<IpAddr>,
+    /// When this minute began.
+    since: Option<I>,
 }
 
 impl RateLimit {
@@ -82,12 +92,13 @@ impl<C: Clock + Clone> RateLimit<C> {
     fn with_clock(limit: NonZeroU32, clock: C, max_addresses: usize) -> Self {
         let limiter = RateLimiter::hashmap_with_clock(Quota::per_minute(limit), clock.clone());
         let limiter = limiter.with_middleware();
-        Self { limiter, clock, limit, max_addresses, swept: Mutex::new(None) }
+        let known = Known { now: HashSet::new(), before: HashSet::new(), since: None };
+        Self { limiter, clock, limit, max_addresses, known: Mutex::new(known) }
     }
 
     fn take(&self, client: Client) -> Standing {
         let client = match client {
-            Client::Address(_) if self.is_crowded() => Client::Others,
+            Client::Address(address) if !self.remembers(address) => Client::Others,
             known => known,
         };
         // Of the last request there is still a part to come back, which counts as a whole one.
@@ -106,18 +117,24 @@ impl<C: Clock + Clone> RateLimit<C> {
         }
     }
 
-    /// Whether no further address can be remembered.
-    fn is_crowded(&self) -> bool {
-        if self.limiter.len() < self.max_addresses {
-            return false;
-        }
-        let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Whether an address has an allowance of its own. One that had it a moment ago keeps it.
+    fn remembers(&self, address: IpAddr) -> bool {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.clock.now();
-        if swept.is_none_or(|last| Duration::from(now.duration_since(last)) >= SWEEP_EVERY) {
-            *swept = Some(now);
+        let is_over = |since| Duration::from(now.duration_since(since)) >= FORGOTTEN_AFTER;
+        if known.since.is_none_or(is_over) {
+            known.since = Some(now);
+            known.before = std::mem::take(&mut known.now);
             self.limiter.retain_recent();
         }
-        self.limiter.len() >= self.max_addresses
+        if known.now.contains(&address) {
+            return true;
+        }
+        let remembered = known.before.contains(&address) || known.now.len() < self.max_addresses;
+        if remembered {
+            known.now.insert(address);
+        }
+        remembered
     }
 }
 
@@ -201,8 +218,14 @@ mod tests {
         assert!(limit.take(at("10.0.0.3")).wait.is_none(), "the first of the others");
         assert!(limit.take(at("10.0.0.4")).wait.is_some(), "shares with the third");
         assert!(limit.take(Client::Key(0)).wait.is_none(), "keys are always known");
-        clock.advance(Duration::from_secs(200));
+        clock.advance(Duration::from_secs(61));
         assert!(limit.take(at("10.0.0.5")).wait.is_none());
+        assert!(limit.take(at("10.0.0.6")).wait.is_none());
+        assert!(limit.take(at("10.0.0.1")).wait.is_none(), "known before the crowd came");
+        assert!(limit.take(at("10.0.0.7")).wait.is_none(), "the first of the others");
+        assert!(limit.take(at("10.0.0.8")).wait.is_some());
+        clock.advance(Duration::from_secs(200));
+        assert!(limit.take(at("10.0.0.9")).wait.is_none());
         assert_eq!(limit.limiter.len(), 1);
     }
 

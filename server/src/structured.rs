@@ -38,7 +38,10 @@ pub(crate) fn refusal(
     structured_outputs: Option<&Value>,
 ) -> ApiError {
     let param = match (response_format, structured_outputs) {
-        (Some(format), _) if !format.is_null() => "response_format.json_schema.schema".to_owned(),
+        (Some(format), _) if format["type"] == "json_schema" => {
+            "response_format.json_schema.schema".to_owned()
+        }
+        (Some(format), _) if !format.is_null() => FORMAT.to_owned(),
         (_, Some(Value::Object(outputs))) => match outputs.iter().find(|(_, v)| !v.is_null()) {
             Some((kind, _)) => format!("{OUTPUTS}.{kind}"),
             None => OUTPUTS.to_owned(),
@@ -144,14 +147,7 @@ fn of_outputs(outputs: &Value) -> Result<Structure, ApiError> {
             });
             Structure::Choice(texts.ok_or_else(|| wrong(&param, value, "a list of strings"))?)
         }
-        "grammar" => {
-            let text = text()?;
-            if text.contains("::=") {
-                let message = format!("{param}: this is GBNF or EBNF; Lark is expected");
-                return Err(ApiError::invalid(&param, message));
-            }
-            Structure::Lark(text)
-        }
+        "grammar" => Structure::Lark(text()?),
         // "json_object", the last of the kinds.
         _ if value == &Value::Bool(true) => Structure::JsonObject,
         _ => return Err(wrong(&param, value, "true")),
@@ -277,7 +273,6 @@ mod tests {
             (json!({"regex": 1}), "structured_outputs.regex"),
             (json!({"choice": []}), "structured_outputs.choice"),
             (json!({"choice": ["a", 1]}), "structured_outputs.choice"),
-            (json!({"grammar": "root ::= \"a\""}), "structured_outputs.grammar"),
             (json!({"json_object": false}), "structured_outputs.json_object"),
             (json!({"structural_tag": "x"}), "structured_outputs.structural_tag"),
             (json!({"regex": "a", "choice": ["a"]}), "structured_outputs"),

@@ -34,7 +34,7 @@ pub(crate) async fn tokenize(
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
     let served = state.require_model()?;
-    let mut given = Fields::parse(&headers, body)?;
+    let mut given = Fields::parse(&headers, body).await?;
     check_optional_model(&mut given, served)?;
     let wants_spellings = given.flag("return_token_strs")?.unwrap_or(false);
     let added = given.flag("add_special_tokens")?;
@@ -113,7 +113,7 @@ pub(crate) async fn detokenize(
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
     let served = state.require_model()?;
-    let mut given = Fields::parse(&headers, body)?;
+    let mut given = Fields::parse(&headers, body).await?;
     check_optional_model(&mut given, served)?;
     let list = given.list("tokens")?;
     let list = list.ok_or_else(|| ApiError::invalid("tokens", "tokens is missing"))?;

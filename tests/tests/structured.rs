@@ -128,6 +128,8 @@ async fn a_form_that_cannot_be_kept_is_refused_by_name() {
         (named(json!(false)), "response_format.json_schema.schema"),
         (json!({"structured_outputs": {"regex": "a("}}), "structured_outputs.regex"),
         (json!({"structured_outputs": {"grammar": "start: x"}}), "structured_outputs.grammar"),
+        (json!({"structured_outputs": {"grammar": "root ::= x"}}), "structured_outputs.grammar"),
+        (json!({"structured_outputs": {"regex": "a{0}"}}), "structured_outputs.regex"),
         (json!({"response_format": object, "min_tokens": 2}), "min_tokens"),
         (json!({"response_format": object, "ignore_eos": true}), "ignore_eos"),
         (json!({"response_format": object, "diffusion": {"remask": "wino"}}), "diffusion.remask"),
@@ -215,6 +217,10 @@ async fn results_of_calls_are_read_and_wrong_tools_refused() {
         ),
         (json!({"response_format": {"type": "json_object"}}), "tools"),
         (json!({"tools": null, "tool_choice": "required"}), "tool_choice"),
+        (
+            json!({"messages": [{"role": "assistant", "content": "", "tool_calls": ["x"]}]}),
+            "messages[0].tool_calls",
+        ),
     ] {
         let (status, answer) = server.post(CHAT, &with(body.clone(), more.clone())).await;
         assert_eq!(

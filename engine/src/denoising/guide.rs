@@ -38,8 +38,12 @@ impl Denoising {
         from_left.sort_unstable_by_key(|&index| ranked[index].position);
         let mut goes_on = true;
         for (ahead, index) in from_left.into_iter().enumerate() {
-            let is_due = is_chosen[index] || guided.allowed(ahead).is_some();
-            goes_on = goes_on && is_due && guided.take(ranked[index].id);
+            let id = ranked[index].id;
+            goes_on = goes_on
+                && match guided.allowed(ahead) {
+                    Some(_) => guided.follow(id),
+                    None => is_chosen[index] && guided.take(id),
+                };
             is_chosen[index] = goes_on;
         }
         guided.look_ahead();

@@ -442,7 +442,9 @@ impl Generation for Denoising {
         }
         self.note_pass(&self.next_pass());
         self.settle_steps(plan, scores);
-        self.guided.as_ref().map_or(Ok(()), Guided::check)
+        // A canvas that is full asks nothing more of its structure.
+        let guided = self.guided.as_ref().filter(|_| self.finish.is_none());
+        guided.map_or(Ok(()), Guided::check)
     }
 
     /// The settled prefix up to its first end token; with revisions only what they cannot reach.

@@ -41,8 +41,8 @@ impl Places {
         limit: Duration,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, StructureError> {
-        let start = Instant::now();
         let place = self.take(limit)?;
+        let start = Instant::now();
         let (send, receive) = mpsc::sync_channel(1);
         let started =
             Builder::new().name("structure".to_owned()).stack_size(STACK_BYTES).spawn(move || {

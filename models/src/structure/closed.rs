@@ -32,14 +32,7 @@ fn is_put_together(schema: &Value) -> bool {
 
 fn close_all(schema: &mut Value) {
     let Some(map) = schema.as_object_mut() else { return };
-    for (key, value) in map.iter_mut() {
-        match (place(key), value) {
-            (Place::Schema, value) => close_all(value),
-            (Place::Names, Value::Object(named)) => named.values_mut().for_each(close_all),
-            (Place::List, Value::Array(list)) => list.iter_mut().for_each(close_all),
-            _ => {}
-        }
-    }
+    parts_mut(map).for_each(close_all);
     if names_all(map) {
         map.insert("additionalProperties".to_owned(), false.into());
     }
@@ -67,7 +60,7 @@ fn place(key: &str) -> Place {
     match key {
         "items" | "additionalProperties" | "additionalItems" => Place::Schema,
         "properties" | "$defs" | "definitions" => Place::Names,
-        "anyOf" | "oneOf" | "prefixItems" => Place::List,
+        "allOf" | "anyOf" | "oneOf" | "prefixItems" => Place::List,
         _ => Place::Other,
     }
 }
@@ -79,6 +72,18 @@ fn parts(map: &Map<String, Value>) -> impl Iterator<Item = &Value> {
             (Place::Schema, value) => vec![value],
             (Place::Names, Value::Object(named)) => named.values().collect(),
             (Place::List, Value::Array(list)) => list.iter().collect(),
+            _ => Vec::new(),
+        }
+    })
+}
+
+/// The same, to be changed.
+pub(super) fn parts_mut(map: &mut Map<String, Value>) -> impl Iterator<Item = &mut Value> {
+    map.iter_mut().flat_map(|(key, value)| -> Vec<&mut Value> {
+        match (place(key), value) {
+            (Place::Schema, value) => vec![value],
+            (Place::Names, Value::Object(named)) => named.values_mut().collect(),
+            (Place::List, Value::Array(list)) => list.iter_mut().collect(),
             _ => Vec::new(),
         }
     })

@@ -80,6 +80,9 @@ impl Inner {
         let mut guide = Guide::new(self.rules.clone(), parser.parser);
         // What cannot begin is refused now, and what can has its first mask.
         guide.allowed().map_err(|e| StructureError::invalid(format!("nothing matches it: {e}")))?;
+        if guide.has_ended() {
+            return Err(StructureError::invalid("only an empty text matches it"));
+        }
         Ok(guide)
     }
 }

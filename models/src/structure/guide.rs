@@ -18,8 +18,9 @@ pub(super) struct Rules {
     pub(super) slicer: Arc<SlicedBiasComputer>,
 }
 
-/// Where an answer is in its structure, and so which tokens may come next. A clone is an
-/// independent copy.
+/// Where an answer is in its structure, and so which tokens may come next. A clone is at the same
+/// place and moves by itself, but shares what is built of the automata and its limit; a fork shares
+/// nothing.
 #[derive(Clone)]
 pub struct Guide {
     rules: Arc<Rules>,
@@ -45,6 +46,12 @@ impl std::fmt::Debug for Guide {
 impl Guide {
     pub(super) fn new(rules: Arc<Rules>, parser: Parser) -> Self {
         Self { rules, parser, next: None, may_end: None, ended: false, failed: None }
+    }
+
+    /// A copy for another answer.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self { parser: self.parser.deep_clone(), ..self.clone() }
     }
 
     /// Tokens that may come next, end tokens among them exactly where the answer may end. Bits,

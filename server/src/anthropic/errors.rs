@@ -12,7 +12,7 @@ use crate::app::REQUEST_ID;
 
 const PATH: &str = "/v1/messages";
 /// What Anthropic's clients read instead of `x-request-id`.
-const ANTHROPIC_REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+pub(crate) const ANTHROPIC_ID: HeaderName = HeaderName::from_static("request-id");
 
 /// Whether a path is this API's.
 pub(crate) fn is_below(path: &str) -> bool {
@@ -35,7 +35,7 @@ pub(crate) async fn error_shape(request: Request, next: Next) -> Response {
         response = (status, headers, Json(body)).into_response();
     }
     if let Some(id) = id {
-        response.headers_mut().insert(ANTHROPIC_REQUEST_ID, id);
+        response.headers_mut().insert(ANTHROPIC_ID, id);
     }
     response
 }

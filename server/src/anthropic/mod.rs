@@ -27,6 +27,7 @@ use crate::openapi::requests::{CountTokensRequest, MessagesRequest};
 use crate::translated::respond;
 use crate::{ApiError, AppState};
 use answer::Writer;
+pub(crate) use errors::ANTHROPIC_ID;
 pub(crate) use errors::{error_shape, is_below};
 
 /// Our fields, and what they are called here.
@@ -53,7 +54,7 @@ async fn prepare(
 ) -> Result<(Prepared, Writer), ApiError> {
     let arrival = Instant::now();
     let served = state.require_model()?;
-    let chat = request::translate(Fields::parse(headers, body)?)?;
+    let chat = request::translate(Fields::parse(headers, body).await?)?;
     let frame = Frame::new(Endpoint::Chat, served).with_prefix("msg");
     let prepared = prepare_request((state, headers), chat, frame, arrival).await;
     Ok((prepared.map_err(|error| in_words_of(error, &NAMES))?, Writer))
@@ -70,7 +71,7 @@ pub(crate) async fn count_tokens(
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
     let served = state.require_model()?;
-    let chat = request::to_count(Fields::parse(&headers, body)?)?;
+    let chat = request::to_count(Fields::parse(&headers, body).await?)?;
     check_model(chat.common.model.as_deref(), served)?;
     let conversation = messages(chat.messages).map(Conversation::of);
     let counted = match (conversation, template(served)) {

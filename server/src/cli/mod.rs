@@ -52,7 +52,7 @@ enum Command {
     List(list::ListArgs),
     /// Where models can run
     Devices(devices::DevicesArgs),
-    /// Speed, offline: no HTTP
+    /// Speed on this machine, without a network
     Bench(bench::BenchArgs),
     /// Write a copy of a checkpoint that is mapped into memory instead of converted at load
     Quantize(quantize::QuantizeArgs),

@@ -74,6 +74,9 @@ pub(crate) fn run(args: ServeArgs, providers: &[Box<dyn DeviceProvider>]) -> Res
         true => vec![args.model.model.clone()],
         false => args.served_model_name.clone(),
     };
+    // Before anything is fetched or loaded.
+    let connections = args.access.connections()?;
+    let access = args.access.access(api_keys(&args)?);
     let options = args.model.options(Seats {
         names,
         max_num_seqs: args.max_num_seqs,
@@ -82,8 +85,6 @@ pub(crate) fn run(args: ServeArgs, providers: &[Box<dyn DeviceProvider>]) -> Res
         stall_timeout: Duration::from_secs(args.stall_timeout),
     })?;
     let template = args.model.template(&options.files)?;
-    let connections = args.access.connections()?;
-    let access = args.access.access(api_keys(&args)?);
     print_configuration(&args, &options, access.api_keys.len());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -132,6 +132,15 @@ pub(crate) enum Cause {
 }
 
 impl Cause {
+    /// Whether it says nothing of the repository and may be over soon.
+    pub(super) fn is_passing(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::TooMany { .. } => true,
+            Self::Status(status) => *status >= 500,
+            _ => false,
+        }
+    }
+
     /// What the operating system says about a file of the cache.
     pub(crate) fn disk(path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();

@@ -61,7 +61,7 @@ pub(crate) fn fetch(
     let client = Client::new(settings);
     let listing = match (client.listing(id), known) {
         (Ok(listing), _) => listing,
-        (Err(cause @ Cause::Unreachable { .. }), Ok(snapshot)) => {
+        (Err(cause), Ok(snapshot)) if cause.is_passing() => {
             tracing::warn!("{}; using what is cached", cause.of(id, None));
             return Ok(snapshot);
         }

@@ -57,7 +57,7 @@ async fn prepare(
         let message = "this model writes from left to right; it cannot fill gaps";
         return Err(ApiError::unsupported("input_suffix", message));
     }
-    let asked = request::translate(Fields::parse(headers, body)?, served).await?;
+    let asked = request::translate(Fields::parse(headers, body).await?, served).await?;
     let frame = Frame::new(Endpoint::Completions, served).with_prefix("infill");
     let prompt = asked.shown.clone();
     let prepared = prepare_request((state, headers), asked.completion, frame, arrival).await;

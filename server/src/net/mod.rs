@@ -161,7 +161,7 @@ async fn serve_one(socket: TcpStream, client: Client, connections: &Connections)
     let Some(tls) = &connections.tls else {
         return serve_http(stream, client, unread, connections.header_timeout).await;
     };
-    let handshake = tls.acceptor().accept(stream);
+    let handshake = async { tls.acceptor().await.accept(stream).await };
     match tokio::time::timeout(connections.header_timeout, handshake).await {
         Ok(Ok(stream)) => serve_http(stream, client, unread, connections.header_timeout).await,
         Ok(Err(error)) => tracing::debug!(peer = %client.peer, %error, "no TLS connection"),

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio_rustls::TlsAcceptor;
@@ -74,26 +74,46 @@ impl Tls {
 
     /// What a new connection is answered with: the files' content, or what they last held that could
     /// be used.
-    pub(super) fn acceptor(&self) -> TlsAcceptor {
-        // Whole after any panic: its fields are replaced one by one, each with something that works.
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.checked.elapsed() >= self.check_every {
-            current.checked = Instant::now();
-            let found = [stamp(&self.cert), stamp(&self.key)];
-            if found != current.seen {
-                current.seen = found;
-                match config(&self.cert, &self.key) {
-                    Ok(config) => {
-                        current.config = config;
-                        tracing::info!("certificate and key were read again");
-                    }
-                    Err(error) => {
-                        tracing::warn!("{error}; the certificate from before stays in use");
-                    }
-                }
-            }
+    pub(super) async fn acceptor(self: &Arc<Self>) -> TlsAcceptor {
+        if self.is_due() {
+            let this = self.clone();
+            // Files may lie on a disk that takes its time. A panic leaves the old certificate.
+            let _ = tokio::task::spawn_blocking(move || this.look()).await;
         }
-        TlsAcceptor::from(current.config.clone())
+        TlsAcceptor::from(self.current().config.clone())
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        // Whole after any panic: its fields are replaced one by one, each with something that works.
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it is this caller's turn to look at the files.
+    fn is_due(&self) -> bool {
+        let mut current = self.current();
+        let is_due = current.checked.elapsed() >= self.check_every;
+        if is_due {
+            current.checked = Instant::now();
+        }
+        is_due
+    }
+
+    /// Reads the files again if they have changed.
+    fn look(&self) {
+        let found = [stamp(&self.cert), stamp(&self.key)];
+        if found == self.current().seen {
+            return;
+        }
+        let read = config(&self.cert, &self.key);
+        let mut current = self.current();
+        current.seen = found;
+        match read {
+            Ok(config) => {
+                current.config = config;
+                tracing::info!("certificate and key were read again");
+            }
+            Err(error) => tracing::warn!("{error}; the certificate from before stays in use"),
+        }
     }
 }
 

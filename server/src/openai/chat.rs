@@ -38,7 +38,7 @@ pub(crate) async fn create(
 async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Prepared, ApiError> {
     let arrival = Instant::now();
     let served = state.require_model()?;
-    let request: ChatRequest = parse(headers, body)?;
+    let request: ChatRequest = parse(headers, body).await?;
     prepare_request((state, headers), request, Frame::new(Endpoint::Chat, served), arrival).await
 }
 

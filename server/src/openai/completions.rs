@@ -49,7 +49,7 @@ pub(crate) enum Prepare {
 async fn prepare(state: &AppState, headers: &HeaderMap, body: Body) -> Result<Prepare, ApiError> {
     let arrival = Instant::now();
     let served = state.require_model()?;
-    let request: CompletionRequest = parse(headers, body)?;
+    let request: CompletionRequest = parse(headers, body).await?;
     let frame = Frame::new(Endpoint::Completions, served);
     prepare_request((state, headers), request, frame, arrival).await
 }

@@ -89,6 +89,10 @@ fn message(index: usize, message: Value) -> Result<Value, ApiError> {
     let text = content(&message).ok_or_else(|| {
         refuse(".content", "a string, a list of text parts, or null beside tool_calls")
     })?;
+    let calls = message.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
+    if calls.clone().any(|call| !call["function"]["name"].is_string()) {
+        return Err(refuse(".tool_calls", "calls of functions with a name and arguments"));
+    }
     message.insert("role".to_owned(), role.into());
     message.insert("content".to_owned(), text.into());
     Ok(Value::Object(message))

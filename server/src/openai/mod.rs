@@ -9,4 +9,4 @@ pub(crate) mod models;
 pub(crate) mod respond;
 pub(crate) mod streaming;
 pub(crate) mod types;
-mod unique;
+pub(crate) mod unique;

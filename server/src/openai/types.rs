@@ -185,17 +185,34 @@ pub(crate) struct ChatRequest {
 /// A request body, unless it could not be read.
 pub(crate) type Body = Result<Bytes, BytesRejection>;
 
+/// Bodies up to this size are parsed where they arrive; others take milliseconds, which other
+/// requests need not wait for.
+const SMALL_BODY_BYTES: usize = 16 << 10;
+
 /// Parses a JSON body.
-pub(crate) fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: Body) -> Result<T, ApiError> {
+pub(crate) async fn parse<T: DeserializeOwned + Send + 'static>(
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<T, ApiError> {
     let body = body.map_err(|_| ApiError::Body(BodyError::TooLarge))?;
     let content_type = headers.get(header::CONTENT_TYPE).and_then(|h| h.to_str().ok());
     let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if !essence.eq_ignore_ascii_case("application/json") {
         return Err(ApiError::ContentType);
     }
-    serde_json::from_slice::<Unique>(&body).map_err(invalid)?;
+    if body.len() <= SMALL_BODY_BYTES {
+        return read(&body);
+    }
+    tokio::task::spawn_blocking(move || read(&body)).await.unwrap_or_else(|_| {
+        let message = "the body could not be read".to_owned();
+        Err(ApiError::Internal { code: "internal_error", message })
+    })
+}
+
+fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    serde_json::from_slice::<Unique>(body).map_err(invalid)?;
     // First as any JSON: errors of flattened types do not say where they are.
-    let value: Value = serde_json::from_slice(&body).map_err(invalid)?;
+    let value: Value = serde_json::from_slice(body).map_err(invalid)?;
     if !value.is_object() {
         let message = "invalid body: expected a JSON object".to_owned();
         return Err(ApiError::Invalid { param: None, code: None, message });

@@ -59,8 +59,11 @@ pub(crate) async fn docs() -> impl IntoResponse {
 pub(crate) fn describe(mut guarded: OpenApi, open: OpenApi) -> OpenApi {
     for (_, operation) in operations(&mut guarded) {
         operation.security = Some(vec![SecurityRequirement::new(KEY, Vec::<String>::new())]);
-        // `--rate-limit` counts whatever wants a key.
-        [401, 429].into_iter().for_each(|status| respond_with(operation, status));
+        respond_with(operation, 401);
+    }
+    // `--rate-limit` counts what starts work.
+    for item in guarded.paths.paths.values_mut() {
+        item.post.iter_mut().for_each(|operation| respond_with(operation, 429));
     }
     guarded.merge(open);
     let mut document = guarded;

@@ -56,7 +56,7 @@ async fn prepare(
 ) -> Result<(Prepared, Writer), ApiError> {
     let arrival = Instant::now();
     let served = state.require_model()?;
-    let (chat, echo) = request::translate(Fields::parse(headers, body)?)?;
+    let (chat, echo) = request::translate(Fields::parse(headers, body).await?)?;
     let frame = Frame::new(Endpoint::Chat, served).with_prefix("resp");
     let prepared = prepare_request((state, headers), chat, frame, arrival).await;
     Ok((prepared.map_err(|error| in_words_of(error, &NAMES))?, Writer::new(echo)))

@@ -1,6 +1,5 @@
 //! Calls in an answer's text, as it comes.
 
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -129,21 +128,21 @@ impl CallParser {
         }
         let rest = std::mem::take(&mut self.pending);
         let blank = self.calls > 0 && rest.trim().is_empty();
-        // Part of a forced call is no content either.
-        if !(blank || self.is_done() || self.forced && self.inside) {
+        // Part of a forced call, or of its mark, is no content either.
+        if !(blank || self.is_done() || self.forced) {
             content(rest, &mut deltas);
         }
         deltas
     }
 
-    /// Whether no further call is wanted, so that the answer may end.
+    /// Whether no further call is wanted: what follows is dropped.
     pub(crate) fn is_done(&self) -> bool {
         !self.many && self.calls > 0 && !self.inside
     }
 
     /// How the answer ended: with calls, if it did not end early and has some.
     pub(crate) fn finish_reason<'a>(&self, reason: &'a str) -> &'a str {
-        if reason == "stop" && self.calls > 0 { "tool_calls" } else { reason }
+        if reason == "stop" && self.calls > 0 && !self.inside { "tool_calls" } else { reason }
     }
 
     /// Settles one thing; false when more text is needed.
@@ -183,7 +182,7 @@ impl CallParser {
             return false;
         };
         let body = self.pending[OPEN.len()..end].to_owned();
-        if serde_json::from_str::<IgnoredAny>(&body).is_err_and(|e| e.is_eof()) {
+        if ends_in_text(&body) {
             // The mark stands within a text of the call.
             self.searched = end + 1;
             return true;
@@ -283,6 +282,13 @@ impl Told {
         }
         text.len()
     }
+}
+
+/// Whether JSON breaks off within a text.
+fn ends_in_text(json: &str) -> bool {
+    let mut place = Told { at: 0, depth: 0, in_text: false, escaped: false, done: false };
+    place.take(json);
+    place.in_text
 }
 
 fn content(text: String, deltas: &mut Vec<Delta>) {

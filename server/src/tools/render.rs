@@ -92,7 +92,7 @@ fn as_text(message: &Value) -> Value {
 fn with_read_arguments(message: &Value) -> Value {
     let mut message = message.clone();
     for call in message["tool_calls"].as_array_mut().into_iter().flatten() {
-        if let Some(function) = call["function"].as_object_mut() {
+        if let Some(function) = call.get_mut("function").and_then(Value::as_object_mut) {
             let arguments = read(function.get("arguments").unwrap_or(&Value::Null));
             function.insert("arguments".to_owned(), arguments);
         }

@@ -244,6 +244,25 @@ fn calls_are_found_between_texts() {
 }
 
 #[test]
+fn a_call_that_lacks_a_brace_takes_no_other_with_it() {
+    let auto = tools(json!("auto"), json!(true));
+    let broken = "<tool_call>{\"name\": \"clock\", \"arguments\": {}</tool_call>";
+    let whole = "<tool_call>{\"name\": \"clock\", \"arguments\": {}}</tool_call>";
+    let (content, calls, called) = split(&auto, &format!("{broken}{whole}"));
+    assert_eq!((content.as_deref(), calls.len(), called), (Some(broken), 1, true));
+}
+
+#[test]
+fn a_forced_call_that_is_cut_is_neither_content_nor_an_end() {
+    let forced = tools(json!("required"), json!(true));
+    let (content, calls, called) = split(&forced, "<tool_c");
+    assert_eq!((content, calls.len(), called), (Some(String::new()), 0, false));
+    let cut = "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"";
+    let (content, calls, called) = split(&forced, cut);
+    assert_eq!((content, calls.len(), called), (None, 1, false));
+}
+
+#[test]
 fn what_is_no_call_stays_content() {
     let auto = tools(json!("auto"), json!(true));
     for text in [

@@ -44,15 +44,24 @@ pub(super) fn open(path: &str) -> Result<(Box<dyn BufRead + Send>, Option<u64>),
     Ok((Box::new(BufReader::new(file)), Some(data.len())))
 }
 
-/// The output.
-pub(super) fn create(path: &str, input: &str) -> Result<Box<dyn Write + Send>, Failure> {
+/// Makes sure that the output can be written and is not the input; what it holds stays for now.
+pub(super) fn check(path: &str, input: &str) -> Result<(), Failure> {
     if path == "-" {
-        return Ok(Box::new(io::stdout()));
+        return Ok(());
     }
     let same =
         || Some(Path::new(path).canonicalize().ok()? == Path::new(input).canonicalize().ok()?);
     if same() == Some(true) {
         return Err(Failure::usage(format!("--output {path} is the input")));
+    }
+    let opened = File::options().create(true).write(true).truncate(false).open(path);
+    opened.map(drop).map_err(|e| Failure::failed(format!("{path}: {e}")))
+}
+
+/// The output, empty.
+pub(super) fn create(path: &str) -> Result<Box<dyn Write + Send>, Failure> {
+    if path == "-" {
+        return Ok(Box::new(io::stdout()));
     }
     let file = File::create(path).map_err(|e| Failure::failed(format!("{path}: {e}")))?;
     Ok(Box::new(BufWriter::new(file)))

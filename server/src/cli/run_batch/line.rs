@@ -1,5 +1,6 @@
 //! One line of a batch: what it asks for, and the line that answers it.
 
+use crate::openai::unique::Unique;
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
@@ -36,8 +37,9 @@ impl Request {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn parse(line: &[u8]) -> Result<Self, BadLine> {
-        let value: Value = serde_json::from_slice(line)
-            .map_err(|e| BadLine::new("invalid_json_line", format!("not valid JSON: {e}")))?;
+        let damaged = |e| BadLine::new("invalid_json_line", format!("not valid JSON: {e}"));
+        serde_json::from_slice::<Unique>(line).map_err(damaged)?;
+        let value: Value = serde_json::from_slice(line).map_err(damaged)?;
         let Value::Object(mut fields) = value else {
             return Err(BadLine::new("invalid_json_line", "expected a JSON object"));
         };
@@ -81,14 +83,15 @@ impl Request {
 
     /// How many answers it asks the engine for at once.
     pub(super) fn choices(&self) -> u64 {
-        let n = self.body.get("n").and_then(Value::as_u64).unwrap_or(1);
+        let number = |name| self.body.get(name).and_then(Value::as_u64).unwrap_or(1);
+        let made = number("n").max(number("best_of"));
         let prompts = match self.body.get("prompt") {
             Some(Value::Array(items)) if items.first().is_some_and(|item| !item.is_number()) => {
                 items.len() as u64
             }
             _ => 1,
         };
-        n.max(1).saturating_mul(prompts)
+        made.max(1).saturating_mul(prompts)
     }
 }
 
@@ -139,6 +142,10 @@ mod tests {
         assert_eq!(request.choices(), 6);
         let tokens = line.replace(r#"["x", "y"], "n": 3"#, "[1, 2]");
         assert_eq!(parse(&tokens).unwrap().choices(), 1);
+        let best = line.replace(r#""n": 3"#, r#""n": 1, "best_of": 4"#);
+        assert_eq!(parse(&best).unwrap().choices(), 8);
+        let twice = line.replace(r#""n": 3"#, r#""n": 3, "n": 1"#);
+        assert_eq!(parse(&twice).unwrap_err().code, "invalid_json_line");
         let huge = line.replace(r#""n": 3"#, r#""n": 18446744073709551615"#);
         assert_eq!(parse(&huge).unwrap().choices(), u64::MAX);
         for (from, to, code, custom_id) in [

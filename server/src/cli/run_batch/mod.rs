@@ -70,8 +70,9 @@ pub(crate) fn run(
         stall_timeout: LONG,
     })?;
     let template = args.model.template(&options.files)?;
-    let mut output = files::create(&args.output, &args.input)?;
+    files::check(&args.output, &args.input)?;
     let (served, engine) = ServedModel::start(&options, providers).map_err(Failure::failed)?;
+    let mut output = files::create(&args.output)?;
     let state = AppState::new(served.name(), Vec::new());
     state.set_model(served.with_chat_template(template));
     let runtime = tokio::runtime::Builder::new_multi_thread()
