@@ -48,7 +48,7 @@ def ask(server, mode, schema):
     client.on("completion:kwargs", lambda *_, **given: sent.append(given))
     try:
         found = client.chat.completions.create(
-            model=server.model, messages=QUESTION, response_model=schema, max_retries=1,
+            model=server.model, messages=QUESTION, response_model=schema, max_retries=0,
             max_tokens=256 if mode == instructor.Mode.JSON_SCHEMA else 64, temperature=0)
     except IncompleteOutputException:
         if mode == instructor.Mode.JSON:
