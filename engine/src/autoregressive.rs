@@ -114,7 +114,7 @@ impl Autoregressive {
     fn make_draft(&mut self) -> Vec<u32> {
         // The pass itself gives one token more than the draft.
         let room = self.prompt_len + self.request.max_tokens - self.tokens.len() - 1;
-        let Some(guided) = &mut self.guided else { return self.lookup.draft(&self.tokens, room) };
+        let Some(guided) = &self.guided else { return self.lookup.draft(&self.tokens, room) };
         // What is penalised behind a draft depends on the draft.
         let mut draft = match self.request.penalties {
             None => guided.forced(),
@@ -122,12 +122,10 @@ impl Autoregressive {
         };
         draft.truncate(room);
         self.is_forced = !draft.is_empty();
-        if self.is_forced {
-            self.allowed = guided.sets(draft.len());
-        } else {
+        if !self.is_forced {
             draft = self.lookup.draft(&self.tokens, room);
-            self.allowed = guided.along(&mut draft);
         }
+        self.allowed = guided.along(&mut draft);
         draft
     }
 
@@ -188,7 +186,7 @@ impl Generation for Autoregressive {
                 return None;
             }
             let is_whole = end == self.tokens.len();
-            if let (Some(guided), true) = (&mut self.guided, is_whole) {
+            if let (Some(guided), true) = (&self.guided, is_whole) {
                 self.allowed = guided.along(&mut Vec::new());
             }
             let wants = if is_whole { vec![self.want(end)] } else { Vec::new() };

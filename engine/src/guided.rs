@@ -37,11 +37,6 @@ impl Guided {
         certain.iter().filter_map(|set| set.ids().next()).collect()
     }
 
-    /// What these many next positions may hold, and the one behind them.
-    pub(crate) fn sets(&self, forced: usize) -> Vec<TokenSet> {
-        self.next.iter().take(forced + 1).cloned().collect()
-    }
-
     /// Moves behind a token that was chosen among those allowed.
     pub(crate) fn follow(&mut self, token: u32) -> bool {
         let moved = self.guide.advance(token);
@@ -72,14 +67,15 @@ impl Guided {
     }
 
     /// What the positions of a draft may hold, and the one behind it; the draft is cut where it
-    /// leaves the structure.
-    pub(crate) fn along(&mut self, draft: &mut Vec<u32>) -> Vec<TokenSet> {
+    /// leaves the structure. Where nothing else can follow no other draft comes as far as what is
+    /// known of the next positions.
+    pub(crate) fn along(&self, draft: &mut Vec<u32>) -> Vec<TokenSet> {
         let (mut ahead, mut sets) = (self.guide.clone(), Vec::new());
         while !ahead.has_ended() {
-            let next = next_set(&mut ahead);
+            let known = self.next.get(sets.len()).cloned();
             // What only a draft runs into is no fault of the answer.
-            let next = if sets.is_empty() { self.note(next) } else { next.ok() };
-            let Some((set, _)) = next else { break };
+            let next = known.or_else(|| next_set(&mut ahead).ok().map(|(set, _)| set));
+            let Some(set) = next else { break };
             let token = draft.get(sets.len()).copied().filter(|&token| set.contains(token));
             sets.push(set);
             if token.is_none_or(|token| ahead.advance(token).is_err()) {

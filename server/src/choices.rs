@@ -5,7 +5,6 @@ use serde_json::Value;
 
 use crate::ApiError;
 use crate::app::MAX_REQUEST_ID;
-use crate::convert::wrong;
 use crate::openai::types::{Common, StreamOptions};
 
 const MAX_CHOICES: u64 = 128;
@@ -18,7 +17,7 @@ pub(crate) fn choices(common: &Common) -> Result<(usize, usize), ApiError> {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_u64() {
             Some(n) if (1..=most).contains(&n) => Ok(Some(n as usize)),
-            _ => Err(wrong(name, value, &format!("1 to {most}"))),
+            _ => Err(ApiError::wrong(name, value, &format!("1 to {most}"))),
         },
     };
     let n = number("n", &common.n, MAX_CHOICES)?.unwrap_or(1);

@@ -297,7 +297,9 @@ fn logprobs(common: &Common, endpoint: Endpoint) -> Result<Option<usize>, ApiErr
             return Ok(None);
         }
         (Endpoint::Chat, Some(Value::Bool(true))) => top.unwrap_or(0),
-        (Endpoint::Chat, Some(other)) => return Err(wrong("logprobs", other, "true or false")),
+        (Endpoint::Chat, Some(other)) => {
+            return Err(ApiError::wrong("logprobs", other, "true or false"));
+        }
         (Endpoint::Completions, Some(_)) if top.is_some_and(|n| n > 0) => {
             let message = "top_logprobs is for chats; here logprobs is the number";
             return Err(ApiError::invalid("top_logprobs", message));
@@ -391,7 +393,7 @@ fn sampling(
         Some(value) => match value.as_i64() {
             Some(0 | -1) => None,
             Some(k) if k > 0 => usize::try_from(k).ok(),
-            _ => return Err(wrong("top_k", value, "-1, 0 or a positive whole number")),
+            _ => return Err(ApiError::wrong("top_k", value, "-1, 0 or a positive whole number")),
         },
     };
     if let Some(entries) = common.logit_bias.as_ref().map(Map::len).filter(|&n| n > MAX_LOGIT_BIAS)
@@ -434,7 +436,7 @@ fn bias((id, value): (&String, &Value)) -> Result<(u32, f32), ApiError> {
 fn stop_token_ids(common: &Common) -> Result<Vec<u32>, ApiError> {
     let id = |value: &Value| match value.as_u64().and_then(|id| u32::try_from(id).ok()) {
         Some(id) => Ok(id),
-        None => Err(wrong("stop_token_ids", value, "token ids")),
+        None => Err(ApiError::wrong("stop_token_ids", value, "token ids")),
     };
     common.stop_token_ids.iter().flatten().map(id).collect()
 }
@@ -444,7 +446,7 @@ fn stops(stop: Option<&Value>) -> Result<Vec<String>, ApiError> {
         None | Some(Value::Null) => return Ok(Vec::new()),
         Some(Value::String(text)) => vec![text.clone()],
         Some(value) => serde_json::from_value(value.clone())
-            .map_err(|_| wrong("stop", value, "a string or a list of strings"))?,
+            .map_err(|_| ApiError::wrong("stop", value, "a string or a list of strings"))?,
     };
     if stops.len() > MAX_STOPS {
         let message = format!("stop has {} strings, at most {MAX_STOPS}", stops.len());
@@ -464,7 +466,7 @@ fn seed(common: &Common, served: &ServedModel) -> Result<u64, ApiError> {
         None | Some(Value::Null) => Ok(served.seed.unwrap_or_else(entropy)),
         Some(value) => match value.as_i64() {
             Some(seed) => Ok(seed.cast_unsigned()),
-            None => Err(wrong("seed", value, "a 64-bit integer")),
+            None => Err(ApiError::wrong("seed", value, "a 64-bit integer")),
         },
     }
 }
@@ -479,12 +481,7 @@ fn whole(name: &str, value: Option<&Value>) -> Result<Option<usize>, ApiError> {
         None | Some(Value::Null) => Ok(None),
         Some(value) => match value.as_u64().and_then(|n| usize::try_from(n).ok()) {
             Some(n) => Ok(Some(n)),
-            None => Err(wrong(name, value, "a whole number of at least 0")),
+            None => Err(ApiError::wrong(name, value, "a whole number of at least 0")),
         },
     }
-}
-
-pub(crate) fn wrong(param: &str, found: &Value, expected: &str) -> ApiError {
-    let found: String = found.to_string().chars().take(64).collect();
-    ApiError::invalid(param, format!("{param} is {found}, expected {expected}"))
 }

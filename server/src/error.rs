@@ -12,6 +12,8 @@ use crate::BodyError;
 
 /// Most characters of a client's text that an error repeats.
 const MAX_ECHO: usize = 200;
+/// Most characters of a wrong value that an error repeats.
+const MAX_FOUND: usize = 64;
 /// Seconds after which a client that met a full queue may try again.
 const RETRY_AFTER: &str = "1";
 /// What proxies log for such a request. No client library tries again on it.
@@ -97,6 +99,12 @@ impl ApiError {
     pub(crate) fn invalid(param: &str, message: impl Into<String>) -> Self {
         let param = Some(param.to_owned());
         Self::Invalid { param, code: Some("invalid_value"), message: message.into() }
+    }
+
+    /// A parameter whose value is not what was expected.
+    pub(crate) fn wrong(param: &str, found: &Value, expected: &str) -> Self {
+        let found: String = found.to_string().chars().take(MAX_FOUND).collect();
+        Self::invalid(param, format!("{param} is {found}, expected {expected}"))
     }
 
     /// A parameter that is known and not honoured.

@@ -60,7 +60,7 @@ impl Fields {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(other) => Err(wrong(name, &other, "a string")),
+            Some(other) => Err(ApiError::wrong(name, &other, "a string")),
         }
     }
 
@@ -69,7 +69,7 @@ impl Fields {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Bool(flag)) => Ok(Some(flag)),
-            Some(other) => Err(wrong(name, &other, "true or false")),
+            Some(other) => Err(ApiError::wrong(name, &other, "true or false")),
         }
     }
 
@@ -78,7 +78,7 @@ impl Fields {
         match self.take(name) {
             None => Ok(None),
             Some(Value::Array(items)) => Ok(Some(items)),
-            Some(other) => Err(wrong(name, &other, "a list")),
+            Some(other) => Err(ApiError::wrong(name, &other, "a list")),
         }
     }
 
@@ -144,12 +144,6 @@ pub(crate) fn refuse_told(to: &Map<String, Value>, names: &[&str]) -> Result<(),
             Err(ApiError::unsupported(&format!("diffusion.{name}"), message))
         }
     }
-}
-
-/// A value of the wrong kind.
-pub(crate) fn wrong(param: &str, found: &Value, expected: &str) -> ApiError {
-    let found: String = found.to_string().chars().take(MAX_NAME).collect();
-    ApiError::invalid(param, format!("{param} is {found}, expected {expected}"))
 }
 
 /// An error about one of our fields, in the words of the API the request came through.

@@ -61,10 +61,8 @@ impl Truncation {
                 Some(n.unsigned_abs() as usize)
             }
             _ => {
-                let found: String = value.to_string().chars().take(64).collect();
-                let message =
-                    format!("truncate_prompt_tokens is {found}, expected -1 or 1 to {context}");
-                return Err(ApiError::invalid("truncate_prompt_tokens", message));
+                let expected = format!("-1 or 1 to {context}");
+                return Err(ApiError::wrong("truncate_prompt_tokens", value, &expected));
             }
         };
         Ok(Some(Self { keep, side }))

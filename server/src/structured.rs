@@ -82,7 +82,7 @@ fn of_format(format: &Value) -> Result<Option<Structure>, ApiError> {
         Some("json_schema") => &["type", "json_schema"],
         _ => {
             let found = fields.get("type").unwrap_or(&Value::Null);
-            return Err(wrong(
+            return Err(ApiError::wrong(
                 &format!("{FORMAT}.type"),
                 found,
                 "text, json_object or json_schema",
@@ -105,7 +105,7 @@ fn named_schema(value: Option<&Value>) -> Result<Structure, ApiError> {
     let absent = |field: &str| fields.get(field).is_none_or(Value::is_null);
     let refuse = |field: &str, expected: &str| {
         let found = fields.get(field).unwrap_or(&Value::Null);
-        Err(wrong(&format!("{at}.{field}"), found, expected))
+        Err(ApiError::wrong(&format!("{at}.{field}"), found, expected))
     };
     if !absent("name") && !fields["name"].as_str().is_some_and(is_name) {
         return refuse("name", "1 to 64 letters, digits, '_' or '-'");
@@ -135,7 +135,7 @@ fn of_outputs(outputs: &Value) -> Result<Structure, ApiError> {
     let param = format!("{OUTPUTS}.{kind}");
     let text = || match value {
         Value::String(text) => Ok(text.clone()),
-        _ => Err(wrong(&param, value, "a string")),
+        _ => Err(ApiError::wrong(&param, value, "a string")),
     };
     Ok(match kind.as_str() {
         "json" => Structure::JsonSchema(schema_or_text(&param, value)?),
@@ -145,12 +145,14 @@ fn of_outputs(outputs: &Value) -> Result<Structure, ApiError> {
             let texts = texts.and_then(|all| {
                 all.iter().map(|choice| choice.as_str().map(str::to_owned)).collect()
             });
-            Structure::Choice(texts.ok_or_else(|| wrong(&param, value, "a list of strings"))?)
+            Structure::Choice(
+                texts.ok_or_else(|| ApiError::wrong(&param, value, "a list of strings"))?,
+            )
         }
         "grammar" => Structure::Lark(text()?),
         // "json_object", the last of the kinds.
         _ if value == &Value::Bool(true) => Structure::JsonObject,
-        _ => return Err(wrong(&param, value, "true")),
+        _ => return Err(ApiError::wrong(&param, value, "true")),
     })
 }
 
@@ -160,7 +162,7 @@ fn schema_or_text(param: &str, value: &Value) -> Result<Value, ApiError> {
         Value::Object(_) | Value::Bool(_) => Ok(value.clone()),
         Value::String(text) => serde_json::from_str(text)
             .map_err(|e| ApiError::invalid(param, format!("{param}: the string is no JSON: {e}"))),
-        _ => Err(wrong(param, value, "a JSON schema or the text of one")),
+        _ => Err(ApiError::wrong(param, value, "a JSON schema or the text of one")),
     }
 }
 
@@ -175,7 +177,7 @@ pub(crate) fn object<'a>(
     param: &str,
     value: &'a Value,
 ) -> Result<&'a Map<String, Value>, ApiError> {
-    value.as_object().ok_or_else(|| wrong(param, value, "an object"))
+    value.as_object().ok_or_else(|| ApiError::wrong(param, value, "an object"))
 }
 
 /// Refuses the first field that is not among these.
@@ -192,12 +194,6 @@ pub(crate) fn refuse_others(
         }
         None => Ok(()),
     }
-}
-
-/// A value that is not what was expected.
-pub(crate) fn wrong(param: &str, found: &Value, expected: &str) -> ApiError {
-    let found: String = found.to_string().chars().take(100).collect();
-    ApiError::invalid(param, format!("{param} is {found}, expected {expected}"))
 }
 
 #[cfg(test)]

@@ -4,16 +4,18 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
-use dfastllm_models::SpecialTokens;
+use dfastllm_models::{ChatTemplate, SpecialTokens};
 use serde_json::{Map, Value, json};
 
 use crate::convert::check_model;
 use crate::foreign::Fields;
-use crate::openai::conversation::{messages, template};
+use crate::openai::conversation::{Conversation, messages, template};
 use crate::openai::types::Body;
 use crate::openapi::answers::{Detokenized, Tokenized, TokenizerInfo};
 use crate::openapi::errors::{LoadingErrors, ReadErrors};
 use crate::openapi::requests::{DetokenizeRequest, TokenizeRequest};
+use crate::prompting::{rendering, special_tokens};
+use crate::tools::tools_of;
 use crate::{ApiError, AppState, ServedModel};
 
 /// Longest text to tokenise, bytes; many times the longest prompt.
@@ -38,24 +40,27 @@ pub(crate) async fn tokenize(
     check_optional_model(&mut given, served)?;
     let wants_spellings = given.flag("return_token_strs")?.unwrap_or(false);
     let added = given.flag("add_special_tokens")?;
-    let text = match (given.text("prompt")?, given.list("messages")?) {
+    let asked = match (given.text("prompt")?, given.list("messages")?) {
         (Some(_), Some(_)) => {
             return Err(ApiError::invalid("messages", "messages does not go with prompt"));
         }
-        (Some(text), None) => Asked::Text(text, added.unwrap_or(true)),
+        (Some(text), None) => Asked::Text(text, special_tokens(added, SpecialTokens::Include)),
         (None, Some(list)) => {
-            let asks_for_answer = given.flag("add_generation_prompt")?.unwrap_or(true);
-            let continued = "no message is continued";
-            given.refuse_unless("continue_final_message", |v| v == false, continued)?;
-            let is_empty = |v: &Value| v.as_array().is_some_and(Vec::is_empty);
-            given.refuse_unless("tools", is_empty, "tools are not supported by this endpoint")?;
+            let template = template(served)?;
+            let tools = tools_of(given.take("tools").as_ref(), None, None)?;
+            let (begins, continues) =
+                (given.flag("add_generation_prompt")?, given.flag("continue_final_message")?);
+            let rendering = rendering(begins, continues, None)?;
             // A template writes all special tokens itself.
-            Asked::Chat(messages(Some(list))?, asks_for_answer, added.unwrap_or(false))
+            let how = (rendering, special_tokens(added, SpecialTokens::Skip));
+            let messages = messages(Some(list))?;
+            let chat = Conversation::new(&messages, tools.as_ref(), &template, how);
+            Asked::Chat(Box::new(chat), template)
         }
         (None, None) => return Err(ApiError::invalid("prompt", "prompt is missing")),
     };
     given.refuse_rest()?;
-    let ids = text.encode(served).await?;
+    let ids = asked.encode(served).await?;
     let tokenizer = &served.tokenizer;
     let spelling = |&id: &u32| tokenizer.spelling_of(id);
     let spellings = wants_spellings.then(|| ids.iter().map(spelling).collect::<Vec<_>>());
@@ -67,39 +72,30 @@ pub(crate) async fn tokenize(
     })))
 }
 
-/// What to tokenise; the last says whether the checkpoint's special tokens are added.
+/// What to tokenise.
 enum Asked {
-    Text(String, bool),
-    Chat(Value, bool, bool),
+    Text(String, SpecialTokens),
+    Chat(Box<Conversation>, ChatTemplate),
 }
 
 impl Asked {
     async fn encode(self, served: &ServedModel) -> Result<Vec<u32>, ApiError> {
-        let template = match &self {
-            Self::Chat(..) => Some(template(served)?),
-            Self::Text(..) => None,
-        };
         let tokenizer = served.tokenizer.clone();
-        // Long texts take milliseconds: not on the threads that answer health checks.
-        let encode = move || {
-            let (param, text, added) = match (self, template) {
-                (Self::Chat(messages, asks_for_answer, added), Some(template)) => {
-                    let text = template
-                        .render(&messages, None, asks_for_answer)
-                        .map_err(|e| ApiError::invalid("messages", e.to_string()))?;
-                    ("messages", text, added)
-                }
-                (Self::Text(text, added), _) => ("prompt", text, added),
-                (Self::Chat(..), None) => return Ok(Vec::new()),
-            };
-            if text.len() > MAX_TEXT_BYTES {
-                let message = format!("{} bytes of text, at most {MAX_TEXT_BYTES}", text.len());
-                return Err(ApiError::invalid(param, message));
+        let (text, special) = match self {
+            Self::Chat(conversation, template) => {
+                return conversation.prompt(template, tokenizer).await;
             }
-            let special = if added { SpecialTokens::Include } else { SpecialTokens::Skip };
-            tokenizer.encode(&text, special).map_err(|e| ApiError::invalid(param, e))
+            Self::Text(text, special) => (text, special),
         };
-        tokio::task::spawn_blocking(encode).await.unwrap_or_else(|_| Err(failed()))
+        if text.len() > MAX_TEXT_BYTES {
+            let message = format!("{} bytes of text, at most {MAX_TEXT_BYTES}", text.len());
+            return Err(ApiError::invalid("prompt", message));
+        }
+        // Long texts take milliseconds: not on the threads that answer health checks.
+        tokio::task::spawn_blocking(move || tokenizer.encode(&text, special))
+            .await
+            .map_err(|_| failed())?
+            .map_err(|e| ApiError::invalid("prompt", e))
     }
 }
 

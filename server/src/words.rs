@@ -54,10 +54,8 @@ pub(crate) fn allowed_token_ids(
         return Err(ApiError::invalid(param, message));
     }
     let id = |value: &Value| {
-        value.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
-            let found: String = value.to_string().chars().take(64).collect();
-            ApiError::invalid(param, format!("{param} is {found}, expected token ids"))
-        })
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        id.ok_or_else(|| ApiError::wrong(param, value, "token ids"))
     };
     let mut ids: Vec<u32> = given.iter().map(id).collect::<Result<_, _>>()?;
     ids.sort_unstable();

@@ -25,7 +25,7 @@ use crate::openapi::answers::{CountedTokens, MessageEvent, MessageObject};
 use crate::openapi::errors::{ReadErrors, RunErrors};
 use crate::openapi::requests::{CountTokensRequest, MessagesRequest};
 use crate::translated::respond;
-use crate::{ApiError, AppState};
+use crate::{ApiError, AppState, ServedModel};
 use answer::Writer;
 pub(crate) use errors::ANTHROPIC_ID;
 pub(crate) use errors::{error_shape, is_below};
@@ -73,13 +73,11 @@ pub(crate) async fn count_tokens(
     let served = state.require_model()?;
     let chat = request::to_count(Fields::parse(&headers, body).await?)?;
     check_model(chat.common.model.as_deref(), served)?;
-    let conversation = messages(chat.messages).map(Conversation::of);
-    let counted = match (conversation, template(served)) {
-        (Ok(conversation), Ok(template)) => {
-            conversation.prompt(template, served.tokenizer.clone()).await
-        }
-        (Err(error), _) | (_, Err(error)) => Err(error),
-    };
-    let ids = counted.map_err(|e| in_words_of(e, &NAMES))?;
+    let ids = prompt(chat.messages, served).await.map_err(|e| in_words_of(e, &NAMES))?;
     Ok(Json(json!({"input_tokens": ids.len()})))
+}
+
+async fn prompt(given: Option<Vec<Value>>, served: &ServedModel) -> Result<Vec<u32>, ApiError> {
+    let conversation = Conversation::of(messages(given)?);
+    conversation.prompt(template(served)?, served.tokenizer.clone()).await
 }

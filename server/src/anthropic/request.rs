@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::ApiError;
-use crate::foreign::{Fields, refuse_told, wrong};
+use crate::foreign::{Fields, refuse_told};
 use crate::openai::types::{ChatRequest, typed};
 
 /// Bookkeeping that changes nothing in an answer; prompts that begin alike share their keys and
@@ -68,7 +68,7 @@ fn conversation(given: &mut Fields, chat: &mut Map<String, Value>) -> Result<(),
             Some(role @ ("user" | "assistant")) => role,
             _ => {
                 let param = format!("messages[{index}].role");
-                return Err(wrong(&param, &message["role"], "user or assistant"));
+                return Err(ApiError::wrong(&param, &message["role"], "user or assistant"));
             }
         };
         if role == "assistant" && index + 1 == list.len() {
@@ -88,7 +88,7 @@ fn content(param: &str, given: &Value) -> Result<String, ApiError> {
     let blocks = match given {
         Value::String(text) => return Ok(text.clone()),
         Value::Array(blocks) => blocks,
-        other => return Err(wrong(param, other, "a text or a list of blocks")),
+        other => return Err(ApiError::wrong(param, other, "a text or a list of blocks")),
     };
     let mut content = String::new();
     for (index, block) in blocks.iter().enumerate() {

@@ -231,9 +231,7 @@ fn resolve(name: &str, value: Value) -> Result<Option<(&str, Value)>, ApiError> 
 }
 
 fn wrong(field: &str, found: &Value, expected: &str) -> ApiError {
-    let found: String = found.to_string().chars().take(64).collect();
-    let param = format!("diffusion.{field}");
-    ApiError::invalid(&param, format!("{param} is {found}, expected {expected}"))
+    ApiError::wrong(&format!("diffusion.{field}"), found, expected)
 }
 
 fn choice(field: &str, found: &str, expected: &str) -> ApiError {

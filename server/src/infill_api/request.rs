@@ -3,7 +3,7 @@
 use dfastllm_models::SpecialTokens;
 use serde_json::{Map, Value, json};
 
-use crate::foreign::{Fields, refuse_told, wrong};
+use crate::foreign::{Fields, refuse_told};
 use crate::openai::types::{CompletionRequest, typed};
 use crate::{ApiError, ServedModel};
 
@@ -80,7 +80,7 @@ fn extra(given: &mut Fields) -> Result<String, ApiError> {
     for (index, entry) in list.iter().enumerate() {
         let param = format!("input_extra[{index}]");
         let Some(text) = entry["text"].as_str() else {
-            return Err(wrong(&param, entry, "an object with text and filename"));
+            return Err(ApiError::wrong(&param, entry, "an object with text and filename"));
         };
         let name = entry["filename"].as_str().unwrap_or("snippet");
         texts.push_str(&format!("--- {name} ---\n\n{text}\n\n"));
@@ -107,7 +107,7 @@ fn limit(given: &mut Fields) -> Result<Option<u64>, ApiError> {
         None => Ok(None),
         Some(value) => match value.as_i64() {
             Some(ms) => Ok(u64::try_from(ms).ok().filter(|&ms| ms > 0)),
-            None => Err(wrong("t_max_predict_ms", &value, "milliseconds")),
+            None => Err(ApiError::wrong("t_max_predict_ms", &value, "milliseconds")),
         },
     }
 }

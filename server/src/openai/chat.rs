@@ -17,7 +17,7 @@ use crate::openapi::answers::{ChatChunk, ChatCompletion};
 use crate::openapi::errors::RunErrors;
 use crate::prompting::{rendering, special_tokens};
 use crate::structured::guide;
-use crate::tools::{self, Tools, tools_of};
+use crate::tools::{Tools, tools_of};
 use crate::{ApiError, AppState};
 
 /// Answers a conversation.
@@ -57,19 +57,16 @@ pub(crate) async fn prepare_request(
         request.tool_choice.as_ref(),
         request.parallel_tool_calls.as_ref(),
     )?;
-    let (messages, shown) =
-        tools::render(&messages(request.messages)?, tools.as_ref(), template.takes_tools());
-    let conversation = Conversation {
-        messages,
-        tools: shown,
-        rendering: rendering(
-            request.add_generation_prompt,
-            request.continue_final_message,
-            request.chat_template_kwargs,
-        )?,
-        // The template writes all special tokens itself.
-        special: special_tokens(request.common.add_special_tokens, SpecialTokens::Skip),
-    };
+    let messages = messages(request.messages)?;
+    let rendering = rendering(
+        request.add_generation_prompt,
+        request.continue_final_message,
+        request.chat_template_kwargs,
+    )?;
+    // The template writes all special tokens itself.
+    let special = special_tokens(request.common.add_special_tokens, SpecialTokens::Skip);
+    let conversation =
+        Conversation::new(&messages, tools.as_ref(), &template, (rendering, special));
     let mut prompt = conversation.prompt(template, served.tokenizer.clone()).await?;
     let (mut params, options) = convert_request(
         request.common,

@@ -3,6 +3,7 @@
 use dfastllm_models::{ChatTemplate, Rendering, SpecialTokens, Tokenizer};
 use serde_json::{Map, Value};
 
+use crate::tools::{self, Tools};
 use crate::{ApiError, ServedModel};
 
 const MAX_MESSAGES: usize = 10_000;
@@ -20,6 +21,17 @@ pub(crate) struct Conversation {
 }
 
 impl Conversation {
+    /// Checked messages, and what the model is told of its tools.
+    pub(crate) fn new(
+        messages: &Value,
+        tools: Option<&Tools>,
+        template: &ChatTemplate,
+        (rendering, special): (Rendering, SpecialTokens),
+    ) -> Self {
+        let (messages, tools) = tools::render(messages, tools, template.takes_tools());
+        Self { messages, tools, rendering, special }
+    }
+
     /// Messages that an answer follows.
     pub(crate) fn of(messages: Value) -> Self {
         let rendering = Rendering { add_generation_prompt: true, ..Rendering::default() };

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::ApiError;
-use crate::foreign::{Fields, refuse_told, wrong};
+use crate::foreign::{Fields, refuse_told};
 use crate::openai::types::{ChatRequest, typed};
 
 /// What OpenAI allows: entries, characters of a key, characters of a value.
@@ -72,7 +72,7 @@ fn refuse_state(given: &mut Fields) -> Result<(), ApiError> {
     given.refuse_unless("context_management", is_empty, "nothing is compacted")?;
     if let Some(options) = given.take("stream_options") {
         let Value::Object(options) = options else {
-            return Err(wrong("stream_options", &options, "an object"));
+            return Err(ApiError::wrong("stream_options", &options, "an object"));
         };
         let mut options = Fields::of(options);
         if options.flag("include_obfuscation")? == Some(true) {
@@ -100,14 +100,14 @@ fn is_empty(value: &Value) -> bool {
 fn text_format(given: &mut Fields, chat: &mut Map<String, Value>) -> Result<Value, ApiError> {
     let plain = json!({"format": {"type": "text"}});
     let Some(text) = given.take("text") else { return Ok(plain) };
-    let Value::Object(text) = text else { return Err(wrong("text", &text, "an object")) };
+    let Value::Object(text) = text else { return Err(ApiError::wrong("text", &text, "an object")) };
     let mut text = Fields::of(text);
     let format = text.take("format");
     text.ignore(&["verbosity"]);
     text.refuse_rest()?;
     let Some(format) = format else { return Ok(plain) };
     let Value::Object(mut fields) = format.clone() else {
-        return Err(wrong("text.format", &format, "an object"));
+        return Err(ApiError::wrong("text.format", &format, "an object"));
     };
     // Here the schema and its name lie beside the type; on chats they lie in an object.
     let nested = match fields.get("type").and_then(Value::as_str) {
@@ -177,7 +177,7 @@ fn messages(input: Option<Value>) -> Result<Vec<Value>, ApiError> {
         Some(Value::Array(items)) if !items.is_empty() => {
             items.iter().enumerate().map(|(index, item)| message(index, item)).collect()
         }
-        Some(other) => Err(wrong("input", &other, "a text or a list of messages")),
+        Some(other) => Err(ApiError::wrong("input", &other, "a text or a list of messages")),
     }
 }
 

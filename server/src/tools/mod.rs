@@ -18,7 +18,7 @@ mod render;
 use serde_json::{Map, Value};
 
 use crate::ApiError;
-use crate::structured::{is_name, object, refuse_others, wrong};
+use crate::structured::{is_name, object, refuse_others};
 
 pub(crate) use calls::{CallParser, message};
 pub(crate) use render::render;
@@ -74,7 +74,7 @@ pub(crate) fn tools_of(
     let parallel = match parallel_tool_calls.filter(|parallel| !parallel.is_null()) {
         None => true,
         Some(Value::Bool(parallel)) => *parallel,
-        Some(other) => return Err(wrong("parallel_tool_calls", other, "true or false")),
+        Some(other) => return Err(ApiError::wrong("parallel_tool_calls", other, "true or false")),
     };
     Ok(match (given, choice) {
         (Some(given), Some(choice)) if !functions.is_empty() => {
@@ -99,7 +99,7 @@ impl Tools {
 }
 
 fn functions(tools: &Value) -> Result<Vec<Function>, ApiError> {
-    let tools = tools.as_array().ok_or_else(|| wrong("tools", tools, "a list"))?;
+    let tools = tools.as_array().ok_or_else(|| ApiError::wrong("tools", tools, "a list"))?;
     if tools.len() > MAX_TOOLS {
         let message = format!("{} tools, at most {MAX_TOOLS}", tools.len());
         return Err(ApiError::invalid("tools", message));
@@ -122,7 +122,7 @@ fn function(index: usize, tool: &Value) -> Result<Function, ApiError> {
     let tool = object(&at, tool)?;
     let kind = tool.get("type").unwrap_or(&Value::Null);
     if kind != "function" {
-        return Err(wrong(&format!("{at}.type"), kind, "function"));
+        return Err(ApiError::wrong(&format!("{at}.type"), kind, "function"));
     }
     refuse_others(&at, tool, &["type", "function"])?;
     let at = format!("{at}.function");
@@ -131,7 +131,9 @@ fn function(index: usize, tool: &Value) -> Result<Function, ApiError> {
     let optional = |field: &str, fits: fn(&Value) -> bool, expected: &str| {
         let value = fields.get(field).filter(|value| !value.is_null());
         match value {
-            Some(value) if !fits(value) => Err(wrong(&format!("{at}.{field}"), value, expected)),
+            Some(value) if !fits(value) => {
+                Err(ApiError::wrong(&format!("{at}.{field}"), value, expected))
+            }
             value => Ok(value),
         }
     };
@@ -142,7 +144,7 @@ fn function(index: usize, tool: &Value) -> Result<Function, ApiError> {
     let name = fields.get("name").unwrap_or(&Value::Null);
     let fits = name.as_str().filter(|name| is_name(name));
     let expected = "1 to 64 letters, digits, '_' or '-'";
-    let text = fits.ok_or_else(|| wrong(&format!("{at}.name"), name, expected))?;
+    let text = fits.ok_or_else(|| ApiError::wrong(&format!("{at}.name"), name, expected))?;
     Ok(Function { index, name: text.to_owned(), parameters })
 }
 
@@ -177,7 +179,7 @@ fn choice_of(
         Some(other) => {
             let expected =
                 "none, auto, required or {\"type\": \"function\", \"function\": {\"name\": …}}";
-            Err(wrong("tool_choice", other, expected))
+            Err(ApiError::wrong("tool_choice", other, expected))
         }
     }
 }
@@ -189,7 +191,7 @@ fn named(choice: &Map<String, Value>) -> Result<String, ApiError> {
     refuse_others(at, function, &["name"])?;
     let name = function.get("name").unwrap_or(&Value::Null);
     let text = name.as_str().map(str::to_owned);
-    text.ok_or_else(|| wrong("tool_choice.function.name", name, "the name of a tool"))
+    text.ok_or_else(|| ApiError::wrong("tool_choice.function.name", name, "the name of a tool"))
 }
 
 #[cfg(test)]

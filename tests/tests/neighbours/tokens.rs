@@ -38,6 +38,21 @@ async fn tokens_of_a_chat_are_those_of_its_prompt() {
         (spelled.len(), &spelled[0], &spelled[1]),
         (answer["tokens"].as_array().unwrap().len(), &json!("<|user|>"), &json!("Ċ"))
     );
+    // Calls, their results and tools take as many tokens as they do in a prompt.
+    let call = json!({"id": "c", "type": "function",
+        "function": {"name": "clock", "arguments": "{}"}});
+    let talk = json!({
+        "messages": [
+            {"role": "user", "content": "When?"},
+            {"role": "assistant", "content": null, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": "noon"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "clock"}}],
+    });
+    let counted = ok(&server, "/tokenize", talk.clone()).await;
+    let talk = with(talk, json!({"model": "tiny-llada", "max_tokens": 1}));
+    let told = ok(&server, CHAT, talk).await;
+    assert_eq!(counted["count"], told["usage"]["prompt_tokens"]);
     let joined: String = spelled.iter().map(|s| s.as_str().unwrap()).collect();
     assert_eq!(joined.replace('Ġ', " ").replace('Ċ', "\n"), prompt);
 }

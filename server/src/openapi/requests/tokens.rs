@@ -2,7 +2,7 @@
 
 use utoipa::ToSchema;
 
-use super::Message;
+use super::{Message, Tool};
 
 /// `POST /tokenize`: a text or a chat.
 #[derive(ToSchema)]
@@ -34,7 +34,7 @@ pub(crate) struct TokenizeChat {
     /// Name of the served model; may be left out.
     #[schema(example = "builtin:tiny-llada")]
     model: Option<String>,
-    /// The conversation; as text at most 1 MiB.
+    /// The conversation.
     #[schema(min_items = 1, max_items = 10_000)]
     messages: Vec<Message>,
     /// Whether the template begins the answer; true unless told otherwise.
@@ -44,11 +44,10 @@ pub(crate) struct TokenizeChat {
     add_special_tokens: Option<bool>,
     /// Adds how the vocabulary spells each token.
     return_token_strs: Option<bool>,
-    /// False: no message is continued.
+    /// Goes on with the last message instead of answering it.
     continue_final_message: Option<bool>,
-    /// None are told to the model.
-    #[schema(max_items = 0)]
-    tools: Option<Vec<serde_json::Value>>,
+    /// Functions the prompt tells the model about.
+    tools: Option<Vec<Tool>>,
 }
 
 /// `POST /detokenize`
