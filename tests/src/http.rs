@@ -173,6 +173,13 @@ fn events(text: &str) -> (Vec<Value>, bool) {
     (data.into_iter().map(|d| serde_json::from_str(d).unwrap()).collect(), done)
 }
 
+/// A request whose answer takes thousands of passes, whatever the machine: to be cancelled.
+#[must_use]
+pub fn endless() -> Value {
+    let settings = json!({"preset": "reference", "steps": 400_000});
+    json!({"model": "tiny-llada", "prompt": "x", "max_tokens": 400, "diffusion": settings})
+}
+
 /// Sends a request in a task of its own; aborting the task drops the connection.
 #[must_use]
 pub fn spawn(server: &Server, path: &str, body: Value) -> JoinHandle<(u16, Value)> {

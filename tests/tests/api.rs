@@ -9,7 +9,8 @@
 
 use dfastllm_server::ServeOptions;
 use dfastllm_tests::http::{
-    CAPITAL, CHAT, COMPLETIONS, chat_body, options, serve, serve_builtin, spawn, text, with,
+    CAPITAL, CHAT, COMPLETIONS, chat_body, endless, options, serve, serve_builtin, spawn, text,
+    with,
 };
 use futures_util::future::join_all;
 use serde_json::{Value, json};
@@ -354,11 +355,14 @@ async fn chat_contents_may_be_parts_and_developers_are_systems() {
 #[tokio::test]
 async fn a_request_is_cancelled_by_its_id_or_by_the_answers() {
     let server = serve(ServeOptions { speculative_tokens: 0, ..options("tiny-phi") }, vec![]).await;
-    let body = json!({"model": "tiny-phi", "prompt": "x", "max_tokens": 500, "ignore_eos": true});
+    // Choices for minutes: no machine is done with them before they are cancelled.
+    let prompts = vec!["x"; 128];
+    let body =
+        json!({"model": "tiny-phi", "prompt": prompts, "max_tokens": 500, "ignore_eos": true});
     let request = server.client.post(format!("{}{COMPLETIONS}", server.url)).json(&body);
     let request = request.header("x-request-id", "mine");
     let waiting = tokio::spawn(async move { request.send().await.unwrap() });
-    server.until(|s| s.running == 1).await;
+    server.until(|s| s.running > 0).await;
     let delete = async |id: &str| {
         let url = format!("{}/v1/requests/{id}", server.url);
         let response = server.client.delete(url).send().await.unwrap();
@@ -426,14 +430,9 @@ async fn an_engine_that_shows_no_life_is_unhealthy() {
         ServeOptions { stall_timeout: std::time::Duration::ZERO, ..options("tiny-llada") };
     let server = serve(options, vec![]).await;
     assert_eq!(server.get("/health").await.0, 200);
-    let body = json!({
-        "model": "tiny-llada", "prompt": "x", "max_tokens": 500, "ignore_eos": true,
-        "diffusion": {"quota": "one"},
-    });
-    let running = spawn(&server, COMPLETIONS, body);
+    let running = spawn(&server, COMPLETIONS, endless());
     let mut health = server.get("/health").await;
     while health.0 == 200 {
-        assert!(!running.is_finished());
         health = server.get("/health").await;
     }
     let body: Value = serde_json::from_str(&health.1).unwrap();

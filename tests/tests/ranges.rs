@@ -6,8 +6,9 @@
     reason = "a suite that meets something unforeseen has failed"
 )]
 
+use dfastllm_server::ServeOptions;
 use dfastllm_tests::http::{
-    CAPITAL, CHAT, COMPLETIONS, Server, chat_body, serve_builtin, spawn, text, with,
+    CAPITAL, CHAT, COMPLETIONS, Server, chat_body, options, serve, serve_builtin, spawn, text, with,
 };
 use futures_util::future::join_all;
 use serde_json::{Map, Value, json};
@@ -253,9 +254,10 @@ async fn a_mask_that_a_prompt_spells_is_text() {
     }
 }
 
+/// One seat and a list of prompts that would keep it for minutes.
 #[tokio::test]
 async fn scoring_is_cancelled_by_its_id() {
-    let server = serve_builtin("tiny-llada").await;
+    let server = serve(ServeOptions { max_num_seqs: 1, ..options("tiny-llada") }, vec![]).await;
     let likelihood = json!({"likelihood": {"answer_start": 10, "samples": 512}});
     for more in [
         json!({"echo": true, "logprobs": 0, "max_tokens": 0}),
@@ -263,8 +265,8 @@ async fn scoring_is_cancelled_by_its_id() {
         json!({"diffusion": likelihood, "max_tokens": null}),
     ] {
         let prompt: Vec<u32> = (0..500).map(|i| 300 + i).collect();
-        let body = with(body("tiny-llada", json!({"prompt": prompt, "request_id": "mine"})), more);
-        let running = spawn(&server, COMPLETIONS, body);
+        let more = with(more, json!({"prompt": vec![prompt; 128], "request_id": "mine"}));
+        let running = spawn(&server, COMPLETIONS, body("tiny-llada", more));
         server.until(|s| s.running == 1).await;
         let url = format!("{}/v1/requests/mine", server.url);
         assert_eq!(server.client.delete(&url).send().await.unwrap().status(), 200);

@@ -9,8 +9,8 @@
 
 use dfastllm_server::AppState;
 use dfastllm_tests::http::{
-    CAPITAL, CHAT, COMPLETIONS, Server, chat_body, listen, options, serve, serve_builtin, spawn,
-    text, with,
+    CAPITAL, CHAT, COMPLETIONS, Server, chat_body, endless, listen, options, serve, serve_builtin,
+    spawn, text, with,
 };
 use serde_json::{Value, json};
 
@@ -200,12 +200,6 @@ async fn before_the_model_is_there_requests_are_told_to_wait() {
     assert_eq!(chat.headers()["retry-after"], "1");
     assert_eq!(client.get(format!("{url}/health/live")).send().await.unwrap().status(), 200);
     task.abort();
-}
-
-/// A request whose answer takes thousands of passes.
-fn endless() -> Value {
-    let settings = json!({"preset": "reference", "steps": 400_000});
-    json!({"model": "tiny-llada", "prompt": "x", "max_tokens": 400, "diffusion": settings})
 }
 
 #[tokio::test]
