@@ -108,6 +108,11 @@ impl KvPool {
         }
     }
 
+    /// Keys and values of one layer, to be written in place: `[slots, width]` each.
+    pub(crate) fn layer_mut(&mut self, layer: usize) -> [&mut Tensor<2>; 2] {
+        [&mut self.keys[layer], &mut self.values[layer]]
+    }
+
     /// Keys and values of one layer: `[slots, width]` each.
     pub(crate) fn layer(&self, layer: usize) -> (&Tensor<2>, &Tensor<2>) {
         (&self.keys[layer], &self.values[layer])

@@ -37,7 +37,8 @@ impl ModelShape {
 pub struct Tap {
     /// The layer, or `None` outside the layers.
     pub layer: Option<usize>,
-    /// `embed`, `norm_in`, `q`, `k`, `v`, `attn_out`, `mlp_out`, `out` or `final_norm`.
+    /// `embed`, `norm_in`, `q`, `k`, `v`, `attended` (the residual after attention), `out` or
+    /// `final_norm`.
     pub name: &'static str,
 }
 

@@ -5,7 +5,7 @@
 //! read the same LayerNorm and are added to the residual together; rotary embedding turns only the
 //! first `partial_rotary_factor` of each head; every projection, the head included, has a bias.
 
-use dfastllm_backends::ops::{AttentionHeads, Rope, RopePrecision, sum};
+use dfastllm_backends::ops::{AttentionHeads, Rope, RopePrecision};
 use dfastllm_backends::{Attend, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
@@ -146,7 +146,7 @@ impl Layer for PhiLayer {
     fn forward(&self, x: Tensor<2>, pass: &mut Pass<'_, '_>) -> Tensor<2> {
         let normal = self.input_layernorm.forward(x.clone()); // [rows, hidden]
         pass.tap("norm_in", &normal);
-        let attended = self.self_attn.forward(normal.clone(), pass);
-        sum([attended, self.mlp.forward(normal, pass), x])
+        let attended = self.self_attn.forward(normal.clone(), x, pass);
+        self.mlp.forward(normal, attended)
     }
 }

@@ -10,7 +10,7 @@
 use dfastllm_backends::{Attend, KvPool, PAGE_SIZE, Precision, RaggedRows, SpanRequest};
 use dfastllm_models::ops::select_rows;
 use dfastllm_models::{
-    ChatTemplate, LoadedModel, ModelFiles, SpecialTokens, Tap, Tokenizer, unobserved,
+    ChatTemplate, LoadedModel, ModelFiles, SpecialTokens, Tap, Tensor, Tokenizer, unobserved,
 };
 use dfastllm_tests::fixtures::{cpu, parity, path};
 use dfastllm_tests::golden::{ids, max_difference, numbers, records, tensors};
@@ -25,6 +25,10 @@ const HIDDEN_TOLERANCE: f32 = 2e-5;
 fn pool(loaded: &LoadedModel, pages: usize) -> KvPool {
     let shape = loaded.model.shape().kv_shape(pages, PAGE_SIZE);
     KvPool::new(shape, Precision::F32.kv, &cpu().device)
+}
+
+fn floats(tensor: &Tensor<2>) -> Vec<f32> {
+    tensor.clone().into_data().try_to_vec().unwrap()
 }
 
 /// Logits of some rows of a plain pass.
@@ -84,19 +88,32 @@ fn hidden_states_equal_the_originals_layer_by_layer() {
         let tokens = ids(&record["input_ids"][0]);
         let pass = RaggedRows::single(&tokens, loaded.model.attend()).unwrap();
         let mut seen = 0;
-        let mut check = |name: &str, got: &dfastllm_models::Tensor<2>| {
+        // What a sublayer adds is recorded alone and computed into the residual.
+        let mut check = |name: &str, got: Tensor<2>, residual: &Tensor<2>| {
             let Some(want) = expected.get(name) else { return };
-            let got: Vec<f32> = got.clone().into_data().try_to_vec().unwrap();
-            let largest = want.iter().map(|x| x.abs()).fold(0.0, f32::max);
-            let difference = max_difference(&got, want) / largest;
+            let largest = floats(residual).iter().chain(want).map(|x| x.abs()).fold(0.0, f32::max);
+            let difference = max_difference(&floats(&got), want) / largest;
             assert!(difference < HIDDEN_TOLERANCE, "{family} {name}: {difference}");
             seen += 1;
         };
+        let mut residual: Option<Tensor<2>> = None;
         let hidden = loaded.model.forward(&pass, &mut pool(&loaded, 0), &mut |tap: Tap, tensor| {
             let layer = tap.layer.map(|i| format!("layer{i}.")).unwrap_or_default();
-            check(&format!("{layer}{}", tap.name), tensor);
+            let sublayer = match tap.name {
+                "attended" => Some("attn_out"),
+                "out" => Some("mlp_out"),
+                _ => None,
+            };
+            if let (Some(name), Some(before)) = (sublayer, &residual) {
+                check(&format!("{layer}{name}"), tensor.clone() - before.clone(), tensor);
+            }
+            if ["embed", "attended", "out"].contains(&tap.name) {
+                residual = Some(tensor.clone());
+            }
+            check(&format!("{layer}{}", tap.name), tensor.clone(), &tensor.zeros_like());
         });
-        check("logits", &loaded.model.logits(hidden));
+        let logits = loaded.model.logits(hidden);
+        check("logits", logits.clone(), &logits.zeros_like());
         assert_eq!(seen, expected.len(), "{family}: every recorded tensor was compared");
     }
 }

@@ -4,7 +4,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use cubecl::Device as CubeDevice;
 use cubecl::device::{CudaDevice, WgpuBackend, WgpuDevice, WgpuDeviceKind};
+use dfastllm_backends::ops::install_kernels;
 use dfastllm_backends::{DType, Device, DeviceError, DeviceInfo, DeviceSpec, OpenDevice, Tensor};
+
+use crate::kernels::CubeKernels;
 
 /// The devices of one kind, software adapters left out.
 pub(crate) fn list(kind: DeviceSpec) -> Vec<DeviceInfo> {
@@ -31,6 +34,7 @@ pub(crate) fn open(spec: DeviceSpec) -> Result<OpenDevice, DeviceError> {
     if matches!(spec, DeviceSpec::Cuda(_)) {
         find_cuda_headers().map_err(|reason| DeviceError::Unavailable { spec, reason })?;
     }
+    install_kernels(&CubeKernels);
     guarded(spec, || {
         let info = describe(spec, &cube);
         let device = Device::from(cube);

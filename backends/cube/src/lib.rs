@@ -7,6 +7,8 @@
 
 #[cfg(feature = "cube")]
 mod hardware;
+#[cfg(feature = "cube")]
+mod kernels;
 mod provider;
 
 pub use provider::CubeProvider;

@@ -1,7 +1,5 @@
 //! What happens to rows between products, a pass over memory each.
 
-use std::ops::Range;
-
 use rayon::prelude::*;
 
 use super::buffers::Buffer;
@@ -130,45 +128,6 @@ impl Kernel for Rotate<'_> {
     }
 }
 
-/// The sum of terms `[rows, width]`, added from left to right.
-pub(super) fn sum(path: CpuPath, terms: &[&[f32]], width: usize) -> Buffer {
-    share_rows(terms[0].len() / width, width, |rows, y| {
-        dispatch(path, Sum { terms, at: rows.start * width..rows.end * width, y });
-    })
-}
-
-struct Sum<'a> {
-    terms: &'a [&'a [f32]],
-    at: Range<usize>,
-    y: &'a mut [f32],
-}
-
-impl Kernel for Sum<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, _: I) {
-        let term = |i: usize| &self.terms[i][self.at.clone()];
-        let (first, y) = (term(0), self.y);
-        match self.terms.len() {
-            3 => {
-                let (second, third) = (term(1), term(2));
-                for i in 0..y.len() {
-                    y[i] = first[i] + second[i] + third[i];
-                }
-            }
-            _ => {
-                y.copy_from_slice(first);
-                for more in 1..self.terms.len() {
-                    for (y, x) in y.iter_mut().zip(term(more)) {
-                        *y += x;
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// Rounds numbers to what they are stored as.
 pub(super) fn narrow<T: Stored>(path: CpuPath, from: &[f32], to: &mut [T]) {
     to.par_chunks_mut(CHUNK).zip(from.par_chunks(CHUNK)).with_min_len(4).for_each(|(to, from)| {
@@ -273,23 +232,6 @@ mod tests {
                     _ => x[i],
                 };
                 assert!((got - want).abs() < 1e-6, "{path} {i}: {got} {want}");
-            }
-        }
-    }
-
-    #[test]
-    fn sums_add_from_left_to_right() {
-        for (rows, width) in SHAPES {
-            let terms = [1, 2, 3].map(|seed| values(rows * width, seed));
-            let terms: Vec<&[f32]> = terms.iter().map(Vec::as_slice).collect();
-            for path in CpuPath::available() {
-                for count in 1..=3 {
-                    let y = sum(path, &terms[..count], width);
-                    for (i, &y) in y.iter().enumerate() {
-                        let want = terms[1..count].iter().fold(terms[0][i], |sum, t| sum + t[i]);
-                        assert_eq!(y, want, "{path}");
-                    }
-                }
             }
         }
     }

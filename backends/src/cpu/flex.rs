@@ -57,14 +57,18 @@ fn slice<T: Stored>(tensor: &FlexTensor) -> &[T] {
 pub(crate) fn packed_linear(x: Tensor<2>, layer: &PackedLinear, epilogue: Epilogue) -> Tensor<2> {
     let shape = [x.dims()[0], layer.outs()];
     let x = contiguous(x);
-    let factors;
+    let beside;
     let finish = match epilogue {
         Epilogue::None => Finish::Plain,
         Epilogue::Gelu => Finish::Gelu,
         Epilogue::Silu => Finish::Silu,
         Epilogue::Times(other) => {
-            factors = contiguous((*other).cast(DType::F32));
-            Finish::Times(slice(&factors))
+            beside = contiguous((*other).cast(DType::F32));
+            Finish::Times(slice(&beside))
+        }
+        Epilogue::Plus(other) => {
+            beside = contiguous((*other).cast(DType::F32));
+            Finish::Plus(slice(&beside))
         }
     };
     let y = layer.multiply(slice(&x), finish);
@@ -96,15 +100,6 @@ pub(crate) fn rotate(x: Tensor<2>, cos: &Tensor<3>, sin: &Tensor<3>, head_dim: u
     let [x, cos, sin] = [contiguous(x), contiguous(cos.clone()), contiguous(sin.clone())];
     let turns = Turns { cos: slice(&cos), sin: slice(&sin), half, head_dim };
     let y = elementwise::rotate(active_path(), slice(&x), turns, shape[0]);
-    Tensor::from_primitive::<Flex>(y.into_tensor(shape))
-}
-
-/// The sum of tensors `[rows, features]`.
-pub(crate) fn sum<const N: usize>(terms: [Tensor<2>; N]) -> Tensor<2> {
-    let shape = terms[0].dims();
-    let terms = terms.map(contiguous);
-    let slices = terms.each_ref().map(slice::<f32>);
-    let y = elementwise::sum(active_path(), &slices, shape[1]);
     Tensor::from_primitive::<Flex>(y.into_tensor(shape))
 }
 

@@ -1,9 +1,31 @@
 use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 
-use super::select_rows;
+use super::{AttentionRows, Rope, RopeAngles, select_rows};
 use crate::cpu::{self, AttentionPlan};
 use crate::rows::{Attend, KeyRun, KeySource, Span};
 use crate::{KvPool, RaggedRows};
+
+/// The cache's pages of one layer.
+pub type LayerPages<'a> = (&'a mut KvPool, usize);
+
+/// Turns queries and keys to their positions and writes keys and values of writing spans to their
+/// pages. Returns queries, and keys and values as [`attention`] takes them.
+///
+/// # Shapes
+/// - `query`: `[rows, heads * head_dim]`; `keys`, `values`: `[rows, kv_heads * head_dim]`; returns
+///   the same
+#[must_use]
+pub fn rotate_and_store(
+    query: Tensor<2>,
+    [keys, values]: [Tensor<2>; 2],
+    (rope, angles): (&Rope, &RopeAngles),
+    rows: &AttentionRows<'_>,
+    (pool, layer): LayerPages<'_>,
+) -> (Tensor<2>, [Tensor<2>; 2]) {
+    let (query, keys) = (rope.apply(query, angles), rope.apply(keys, angles));
+    pool.write(layer, rows.rows(), &keys, &values);
+    (query, [keys, values])
+}
 
 /// Head counts of an attention layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,8 +38,8 @@ pub struct AttentionHeads {
     pub head_dim: usize,
 }
 
-/// Writes the rows of writing spans to their pages, then lets every row attend to the keys its
-/// span can see, scaled by `1/√head_dim`, softmax in f32.
+/// Lets every row attend to the keys its span can see, scaled by `1/√head_dim`, softmax in f32.
+/// Rows of writing spans are in their pages already ([`rotate_and_store`]).
 ///
 /// # Shapes
 /// - `query`: `[rows, heads * head_dim]`; `keys`, `values`: `[rows, kv_heads * head_dim]`
@@ -26,12 +48,12 @@ pub struct AttentionHeads {
 pub fn attention(
     query: Tensor<2>,
     [keys, values]: [Tensor<2>; 2],
-    rows: &RaggedRows,
-    (pool, layer): (&mut KvPool, usize),
+    rows: &AttentionRows<'_>,
+    (pool, layer): LayerPages<'_>,
     heads: AttentionHeads,
 ) -> Tensor<2> {
-    pool.write(layer, rows, &keys, &values);
     let (pool_keys, pool_values) = pool.layer(layer);
+    let rows = rows.rows();
     let pool = [pool_keys.clone(), pool_values.clone()];
     let has_kernel = matches!(pool[0].dtype(), DType::F32 | DType::BF16 | DType::F16);
     if has_kernel && cpu::is_flex_f32(&query) && cpu::is_flex_f32(&keys) {
@@ -204,7 +226,10 @@ mod tests {
             pool.write(0, &fill, &values(41, 24, 1).cast(dtype), &values(41, 24, 2).cast(dtype));
             let (query, keys, values_) = (values(42, 48, 3), values(42, 24, 4), values(42, 24, 5));
             let own = [keys.clone().cast(dtype), values_.clone().cast(dtype)];
-            let fast = attention(query.clone(), [keys, values_], &rows, (&mut pool, 0), HEADS);
+            pool.write(0, &rows, &keys, &values_);
+            let of_pass = AttentionRows::new(&rows, &Device::flex());
+            let own_ = [keys, values_];
+            let fast = attention(query.clone(), own_, &of_pass, (&mut pool, 0), HEADS);
             let stored = [pool.layer(0).0.clone(), pool.layer(0).1.clone()];
             let portable = portable_attention(query, own, stored, &rows, HEADS);
             let worst = (fast - portable).abs().max().into_scalar::<f32>();

@@ -1,6 +1,7 @@
 use burn::tensor::{DType, Tensor, activation};
 
 use super::gelu_new;
+use super::kernels::kernels;
 use crate::cpu::{self, PackedLinear};
 use crate::{PackedMatrix, Quantize, WeightFormat};
 
@@ -14,10 +15,16 @@ pub struct Linear {
 
 #[derive(Debug, Clone)]
 enum Weight {
-    /// `[out, in]`
-    Plain(Box<Tensor<2>>),
     /// For the CPU's kernels; the bias is with it.
     Packed(PackedLinear),
+    Device(DeviceWeight),
+}
+
+/// A projection's weight on a device other than the CPU.
+#[derive(Debug, Clone)]
+pub enum DeviceWeight {
+    /// `[out, in]`, of a float type.
+    Dense(Box<Tensor<2>>),
 }
 
 impl Linear {
@@ -30,7 +37,7 @@ impl Linear {
             let format = WeightFormat::of(weight.dtype(), quantize);
             return Self::packed(PackedMatrix::pack(weight, format), bias);
         }
-        Self { weight: Weight::Plain(Box::new(weight)), bias }
+        Self { weight: Weight::Device(DeviceWeight::Dense(Box::new(weight))), bias }
     }
 
     /// A projection on CPU of a weight that is packed already.
@@ -51,6 +58,8 @@ pub enum Epilogue {
     Silu,
     /// Multiplied with `[rows, out]`: the other half of a gated MLP.
     Times(Box<Tensor<2>>),
+    /// Added to `[rows, out]`: the residual.
+    Plus(Box<Tensor<2>>),
 }
 
 /// `epilogue(x Wᵀ + b)`.
@@ -62,25 +71,46 @@ pub enum Epilogue {
 /// - `x`: `[rows, in]`; returns `[rows, out]` in the dtype of `x`
 #[must_use]
 pub fn linear(x: Tensor<2>, layer: &Linear, epilogue: Epilogue) -> Tensor<2> {
-    match &layer.weight {
+    let [y] = linears(x, [(layer, epilogue)]);
+    y
+}
+
+/// Several projections of one input, each as [`linear`]: a device may compute them together.
+///
+/// # Shapes
+/// - `x`: `[rows, in]`; returns `[rows, out]` of each in the dtype of `x`
+#[must_use]
+pub fn linears<const N: usize>(x: Tensor<2>, layers: [(&Linear, Epilogue); N]) -> [Tensor<2>; N] {
+    if let Some(kernels) = kernels(&x.device()) {
+        let layers = layers.each_ref().map(|(layer, epilogue)| match &layer.weight {
+            Weight::Device(weight) => (weight, layer.bias.as_ref(), epilogue.clone()),
+            Weight::Packed(_) => unreachable!("packed weights are made for the CPU"),
+        });
+        return match kernels.linears(x, &layers).try_into() {
+            Ok(results) => results,
+            Err(_) => unreachable!("a result for each projection"),
+        };
+    }
+    layers.map(|(layer, epilogue)| match &layer.weight {
         Weight::Packed(packed) => {
             let dtype = x.dtype();
-            cpu::packed_linear(x.cast(DType::F32), packed, epilogue).cast(dtype)
+            cpu::packed_linear(x.clone().cast(DType::F32), packed, epilogue).cast(dtype)
         }
-        Weight::Plain(weight) => portable_linear(x, weight, layer.bias.as_ref(), epilogue),
-    }
+        Weight::Device(weight) => portable_linear(x.clone(), weight, layer.bias.as_ref(), epilogue),
+    })
 }
 
 /// The portable default of [`linear`]: multiplied in the weight's dtype.
 #[must_use]
 pub fn portable_linear(
     x: Tensor<2>,
-    weight: &Tensor<2>,
+    weight: &DeviceWeight,
     bias: Option<&Tensor<1>>,
     epilogue: Epilogue,
 ) -> Tensor<2> {
+    let DeviceWeight::Dense(weight) = weight;
     let dtype = x.dtype();
-    let y = x.cast(weight.dtype()).matmul(weight.clone().transpose()).cast(dtype);
+    let y = x.cast(weight.dtype()).matmul((**weight).clone().transpose()).cast(dtype);
     let y = match bias {
         Some(bias) => y + bias.clone().unsqueeze(),
         None => y,
@@ -90,6 +120,7 @@ pub fn portable_linear(
         Epilogue::Gelu => gelu_new(y),
         Epilogue::Silu => activation::silu(y),
         Epilogue::Times(other) => y * *other,
+        Epilogue::Plus(other) => y + *other,
     }
 }
 
@@ -112,12 +143,17 @@ mod tests {
         for (rows, k, out) in [(1, 24, 33), (5, 40, 70), (60, 33, 130)] {
             let (x, w, b) = (tensor([rows, k], 1), tensor([out, k], 2), tensor([out], 3));
             let layer = Linear::new(w.clone(), Some(b.clone()), Quantize::None);
+            let weight = DeviceWeight::Dense(Box::new(w));
             let other = Box::new(tensor([rows, out], 4));
-            for epilogue in
-                [Epilogue::None, Epilogue::Gelu, Epilogue::Silu, Epilogue::Times(other.clone())]
-            {
+            for epilogue in [
+                Epilogue::None,
+                Epilogue::Gelu,
+                Epilogue::Silu,
+                Epilogue::Times(other.clone()),
+                Epilogue::Plus(other.clone()),
+            ] {
                 let got = linear(x.clone(), &layer, epilogue.clone());
-                let want = portable_linear(x.clone(), &w, Some(&b), epilogue.clone());
+                let want = portable_linear(x.clone(), &weight, Some(&b), epilogue.clone());
                 // Sums of at most 40 products of at most 4, then a function of slope about 1, or a
                 // factor of at most 2.
                 let far: f32 = (got - want).abs().max().into_scalar();

@@ -8,6 +8,7 @@ mod activation;
 mod adjust;
 mod attention;
 mod embed;
+mod kernels;
 mod linear;
 mod norm;
 pub mod philox;
@@ -15,18 +16,19 @@ mod rope;
 mod row_params;
 mod sample;
 mod score;
-mod sum;
+mod tables;
 mod token_set;
 
 pub use activation::gelu_new;
-pub use attention::{AttentionHeads, attention, portable_attention};
+pub use attention::{AttentionHeads, LayerPages, attention, portable_attention, rotate_and_store};
 pub use embed::{embed, select_rows};
-pub use linear::{Epilogue, Linear, linear, portable_linear};
-pub use norm::{layer_norm, rms_norm};
-pub use rope::{Rope, RopeAngles, RopePrecision};
+pub use kernels::{DeviceKernels, DeviceLinear, install_kernels};
+pub use linear::{DeviceWeight, Epilogue, Linear, linear, linears, portable_linear};
+pub use norm::{Normal, layer_norm, rms_norm};
+pub use rope::{Rope, RopeAngles, RopePrecision, RopeShape};
 pub use row_params::{
     ConfidenceOf, Credit, Draw, FilterOrder, Filters, Guidance, Mix, Penalties, RowParams,
 };
 pub use score::{RowScore, portable_scores, score_rows};
-pub use sum::sum;
+pub use tables::{AttentionRows, KeyTables};
 pub use token_set::TokenSet;

@@ -1,6 +1,24 @@
 use burn::tensor::{DType, Tensor};
 
+use super::kernels::kernels;
 use crate::cpu;
+
+/// What rows are normalised to.
+#[derive(Debug, Clone, Copy)]
+pub enum Normal<'a> {
+    /// Mean 0 and variance 1, then times a weight and moved by a bias, all in f32.
+    Layer {
+        /// `[features]`
+        weight: &'a Tensor<1>,
+        /// `[features]`
+        bias: &'a Tensor<1>,
+    },
+    /// A mean square of 1, rounded to the dtype of the row, then times a weight in that dtype.
+    Rms {
+        /// `[features]`
+        weight: &'a Tensor<1>,
+    },
+}
 
 /// LayerNorm over the features, statistics in f32, `eps` inside the root.
 ///
@@ -10,6 +28,9 @@ use crate::cpu;
 pub fn layer_norm(x: Tensor<2>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f64) -> Tensor<2> {
     if cpu::is_flex_f32(&x) && weight.dtype() == DType::F32 && bias.dtype() == DType::F32 {
         return cpu::normalise(x, weight, Some(bias), eps as f32);
+    }
+    if let Some(kernels) = kernels(&x.device()) {
+        return kernels.normalise(x, Normal::Layer { weight, bias }, eps);
     }
     portable_layer_norm(x, weight, bias, eps)
 }
@@ -34,6 +55,9 @@ fn portable_layer_norm(x: Tensor<2>, weight: &Tensor<1>, bias: &Tensor<1>, eps: 
 pub fn rms_norm(x: Tensor<2>, weight: &Tensor<1>, eps: f64) -> Tensor<2> {
     if cpu::is_flex_f32(&x) && weight.dtype() == DType::F32 {
         return cpu::normalise(x, weight, None, eps as f32);
+    }
+    if let Some(kernels) = kernels(&x.device()) {
+        return kernels.normalise(x, Normal::Rms { weight }, eps);
     }
     portable_rms_norm(x, weight, eps)
 }

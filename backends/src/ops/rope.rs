@@ -14,6 +14,17 @@ pub enum RopePrecision {
     Activations,
 }
 
+/// How heads are turned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RopeShape {
+    /// Size of a head.
+    pub head_dim: usize,
+    /// Pairs of a head that turn: dimension `i` with `i + half`.
+    pub half: usize,
+    /// Where rounding happens.
+    pub precision: RopePrecision,
+}
+
 /// The rotary embedding of one model.
 #[derive(Debug, Clone)]
 pub struct Rope {
@@ -25,9 +36,10 @@ pub struct Rope {
 /// Sines and cosines of the rows of one pass, shared by its layers.
 #[derive(Debug, Clone)]
 pub struct RopeAngles {
-    /// `[rows, 1, dims / 2]`
-    cos: Tensor<3>,
-    sin: Tensor<3>,
+    /// `[rows, 1, half]`
+    pub cos: Tensor<3>,
+    /// `[rows, 1, half]`
+    pub sin: Tensor<3>,
 }
 
 impl Rope {
@@ -39,6 +51,13 @@ impl Rope {
             .map(|i| (1.0 / theta.powf(2.0 * i as f64 / rotary_dims as f64)) as f32)
             .collect();
         Self { inverse_frequencies, head_dim, precision }
+    }
+
+    /// How it turns heads.
+    #[must_use]
+    pub fn shape(&self) -> RopeShape {
+        let half = self.inverse_frequencies.len();
+        RopeShape { head_dim: self.head_dim, half, precision: self.precision }
     }
 
     /// Sines and cosines for rows at `positions`, for activations of `dtype`.

@@ -1,5 +1,7 @@
 use dfastllm_backends::Tensor;
-use dfastllm_backends::ops::{AttentionHeads, Epilogue, Linear, Rope, attention, linear};
+use dfastllm_backends::ops::{
+    AttentionHeads, Epilogue, Linear, Rope, attention, linear, linears, rotate_and_store,
+};
 
 use super::Pass;
 
@@ -15,21 +17,29 @@ pub(crate) struct SelfAttention {
 }
 
 impl SelfAttention {
+    /// Adds what rows find in each other to the residual.
+    ///
     /// # Shapes
-    /// - `x`: `[rows, hidden]`; returns the same
-    pub(crate) fn forward(&self, x: Tensor<2>, pass: &mut Pass<'_, '_>) -> Tensor<2> {
-        let query = linear(x.clone(), &self.q_proj, Epilogue::None); // [rows, heads * head_dim]
-        let keys = linear(x.clone(), &self.k_proj, Epilogue::None); // [rows, kv_heads * head_dim]
-        let values = linear(x, &self.v_proj, Epilogue::None);
+    /// - `x`, `residual`: `[rows, hidden]`; returns the same
+    pub(crate) fn forward(
+        &self,
+        x: Tensor<2>,
+        residual: Tensor<2>,
+        pass: &mut Pass<'_, '_>,
+    ) -> Tensor<2> {
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
+        // [rows, heads * head_dim], and [rows, kv_heads * head_dim] twice
+        let [query, keys, values] = linears(x, projections.map(|layer| (layer, Epilogue::None)));
         pass.tap("q", &query);
         pass.tap("k", &keys);
         pass.tap("v", &values);
-        let query = self.rope.apply(query, &pass.angles);
-        let keys = self.rope.apply(keys, &pass.angles);
-        let cache = (&mut *pass.cache, pass.layer);
-        let mixed = attention(query, [keys, values], pass.rows, cache, self.heads);
-        let out = linear(mixed, &self.out, Epilogue::None);
-        pass.tap("attn_out", &out);
+        let turn = (&self.rope, &pass.angles);
+        let pages = (&mut *pass.cache, pass.layer);
+        let (query, own) = rotate_and_store(query, [keys, values], turn, &pass.rows, pages);
+        let pages = (&mut *pass.cache, pass.layer);
+        let mixed = attention(query, own, &pass.rows, pages, self.heads);
+        let out = linear(mixed, &self.out, Epilogue::Plus(Box::new(residual)));
+        pass.tap("attended", &out);
         out
     }
 }

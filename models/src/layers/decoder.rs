@@ -1,4 +1,4 @@
-use dfastllm_backends::ops::{Epilogue, Linear, Rope, RopeAngles, embed, linear, sum};
+use dfastllm_backends::ops::{AttentionRows, Epilogue, Linear, Rope, RopeAngles, embed, linear};
 use dfastllm_backends::{Attend, DType, KvPool, RaggedRows, Tensor};
 
 use super::{GatedMlp, Norm, SelfAttention};
@@ -6,7 +6,7 @@ use crate::model::{Alignment, LanguageModel, ModelShape, Probe, Tap};
 
 /// What is the same for all layers of one pass.
 pub(crate) struct Pass<'a, 'p> {
-    pub(crate) rows: &'a RaggedRows,
+    pub(crate) rows: AttentionRows<'a>,
     pub(crate) cache: &'a mut KvPool,
     pub(crate) angles: RopeAngles,
     pub(crate) layer: usize,
@@ -57,6 +57,7 @@ impl<L: Layer> LanguageModel for Decoder<L> {
         let mut x = embed(&self.embedding, rows.tokens(), self.activations); // [rows, hidden]
         probe(Tap { layer: None, name: "embed" }, &x);
         let angles = self.rope.angles(rows.positions(), self.activations, &x.device());
+        let rows = AttentionRows::new(rows, &x.device());
         let mut pass = Pass { rows, cache, angles, layer: 0, probe };
         for (i, layer) in self.layers.iter().enumerate() {
             pass.layer = i;
@@ -86,8 +87,7 @@ impl Layer for PreNormLayer {
     fn forward(&self, x: Tensor<2>, pass: &mut Pass<'_, '_>) -> Tensor<2> {
         let normal = self.attention_norm.forward(x.clone()); // [rows, hidden]
         pass.tap("norm_in", &normal);
-        let x = sum([x, self.attention.forward(normal, pass)]);
-        let mixed = self.mlp.forward(self.mlp_norm.forward(x.clone()), pass);
-        sum([x, mixed])
+        let x = self.attention.forward(normal, x, pass);
+        self.mlp.forward(self.mlp_norm.forward(x.clone()), x)
     }
 }

@@ -1,8 +1,6 @@
 use dfastllm_backends::Tensor;
 use dfastllm_backends::ops::{Epilogue, Linear, linear};
 
-use super::Pass;
-
 /// `fc2(gelu(fc1(x)))`
 #[derive(Debug)]
 pub(crate) struct GeluMlp {
@@ -11,13 +9,13 @@ pub(crate) struct GeluMlp {
 }
 
 impl GeluMlp {
+    /// Added to the residual.
+    ///
     /// # Shapes
-    /// - `x`: `[rows, hidden]`; returns the same
-    pub(crate) fn forward(&self, x: Tensor<2>, pass: &mut Pass<'_, '_>) -> Tensor<2> {
+    /// - `x`, `residual`: `[rows, hidden]`; returns the same
+    pub(crate) fn forward(&self, x: Tensor<2>, residual: Tensor<2>) -> Tensor<2> {
         let inner = linear(x, &self.fc1, Epilogue::Gelu); // [rows, intermediate]
-        let out = linear(inner, &self.fc2, Epilogue::None);
-        pass.tap("mlp_out", &out);
-        out
+        linear(inner, &self.fc2, Epilogue::Plus(Box::new(residual)))
     }
 }
 
@@ -30,13 +28,13 @@ pub(crate) struct GatedMlp {
 }
 
 impl GatedMlp {
+    /// Added to the residual.
+    ///
     /// # Shapes
-    /// - `x`: `[rows, hidden]`; returns the same
-    pub(crate) fn forward(&self, x: Tensor<2>, pass: &mut Pass<'_, '_>) -> Tensor<2> {
+    /// - `x`, `residual`: `[rows, hidden]`; returns the same
+    pub(crate) fn forward(&self, x: Tensor<2>, residual: Tensor<2>) -> Tensor<2> {
         let gate = linear(x.clone(), &self.gate, Epilogue::Silu); // [rows, intermediate]
         let gated = linear(x, &self.up, Epilogue::Times(Box::new(gate)));
-        let out = linear(gated, &self.down, Epilogue::None);
-        pass.tap("mlp_out", &out);
-        out
+        linear(gated, &self.down, Epilogue::Plus(Box::new(residual)))
     }
 }

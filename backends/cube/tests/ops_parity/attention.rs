@@ -1,7 +1,7 @@
 //! Attention over pages and a pass's own rows, and the pages it writes.
 
-use dfastllm_backends::ops::{self, AttentionHeads};
-use dfastllm_backends::{Attend, DType, Device, KvPool, KvShape, RaggedRows, SpanRequest};
+use dfastllm_backends::ops::{self, AttentionHeads, AttentionRows, Rope, RopePrecision};
+use dfastllm_backends::{Attend, DType, Device, KvPool, KvShape, RaggedRows, SpanRequest, Tensor};
 
 use crate::lane::{Lane, Pair, lanes};
 
@@ -39,12 +39,30 @@ impl Pools {
         let keys: Pair<2> = lane.noise(salt + 1, [n, width]);
         let values: Pair<2> = lane.noise(salt + 2, [n, width]);
         let own = [keys.tested, values.tested];
-        let tested = ops::attention(query.tested, own, rows, (&mut self.tested, layer), heads);
+        let pool = (&mut self.tested, layer);
+        let tested = attend((query.tested, own), rows, pool, (heads, lane.dtype, &lane.device));
         let own = [keys.reference, values.reference];
-        let pool = (&mut self.reference, layer);
-        let reference = ops::attention(query.reference, own, rows, pool, heads);
+        let (pool, device) = ((&mut self.reference, layer), &Device::flex());
+        let reference = attend((query.reference, own), rows, pool, (heads, DType::F32, device));
         lane.check_product(&format!("{name}, layer {layer}, {heads:?}"), &tested, &reference);
     }
+}
+
+/// Turns, stores and attends.
+fn attend(
+    (query, own): (Tensor<2>, [Tensor<2>; 2]),
+    rows: &RaggedRows,
+    (pool, layer): ops::LayerPages<'_>,
+    (heads, dtype, device): (AttentionHeads, DType, &Device),
+) -> Tensor<2> {
+    // Half of a head turns, as in Phi.
+    let dim = heads.head_dim;
+    let rope = Rope::new(dim, dim / 4 * 2, 10_000.0, RopePrecision::Float32);
+    let angles = rope.angles(rows.positions(), dtype, device);
+    let rows = AttentionRows::new(rows, device);
+    let turn = (&rope, &angles);
+    let (query, own) = ops::rotate_and_store(query, own, turn, &rows, (&mut *pool, layer));
+    ops::attention(query, own, &rows, (pool, layer), heads)
 }
 
 type Pass = (&'static str, RaggedRows);

@@ -122,6 +122,8 @@ pub(crate) enum Finish<'a> {
     Silu,
     /// Multiplied with these `[rows, outs]`.
     Times(&'a [f32]),
+    /// Added to these `[rows, outs]`.
+    Plus(&'a [f32]),
 }
 
 /// Outputs of a panel.
@@ -148,7 +150,16 @@ struct Target<'a> {
     all_rows: usize,
 }
 
-impl Target<'_> {
+impl<'a> Target<'a> {
+    /// What stands beside `n` results in `others [rows, outs]`, whole rows of the matrix of which `y`
+    /// may be a part.
+    #[inline(always)]
+    fn beside(&self, others: &'a [f32], row: usize, out: usize, n: usize) -> &'a [f32] {
+        let width = others.len() / self.all_rows;
+        let at = (self.rows.start + row) * width + out;
+        &others[at..at + n]
+    }
+
     /// Writes the lanes of a vector that are outputs of the matrix.
     #[inline(always)]
     fn put<I: Isa>(&mut self, isa: I, row: usize, out: usize, value: I::V) {
@@ -167,12 +178,10 @@ impl Target<'_> {
             Finish::Plain => value,
             Finish::Gelu => gelu(isa, value),
             Finish::Silu => silu(isa, value),
-            Finish::Times(factors) => {
-                // Whole rows of the result, of which `y` may be a part.
-                let width = factors.len() / self.all_rows;
-                let at = (self.rows.start + row) * width + out;
-                isa.mul(value, lanes(&factors[at..at + to - from]))
+            Finish::Times(others) => {
+                isa.mul(value, lanes(self.beside(others, row, out, to - from)))
             }
+            Finish::Plus(others) => isa.add(value, lanes(self.beside(others, row, out, to - from))),
         };
         isa.store(value, &mut self.y[row * stride + from..row * stride + to]);
     }
