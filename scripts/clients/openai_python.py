@@ -172,7 +172,7 @@ class Checks:
         expect(openai.APITimeoutError, lambda: long(hasty))
         until(lambda: running() == 0, "an abandoned request still runs")
         stream = self.client.completions.create(
-            model=self.model, prompt=PROMPT, max_tokens=200, n=64, stream=True,
+            model=self.model, prompt=PROMPT, max_tokens=480, n=128, stream=True,
             extra_body=endless, extra_headers={"x-request-id": "mine"})
         status, answer = self.server.ask("/v1/requests/mine", key=KEY, method="DELETE")
         equal((status, answer["cancelled"]), (200, True), "cancelled by name")

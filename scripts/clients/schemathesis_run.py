@@ -8,7 +8,7 @@ import pathlib
 import subprocess
 import sys
 
-from serving import KEY, LLADA, PHI, equal, serving, timed
+from serving import KEY, LLADA, PHI, equal, serving, timed, until
 
 CHECKS = ",".join([
     "not_a_server_error", "status_code_conformance", "content_type_conformance",
@@ -56,6 +56,7 @@ def main():
                 done = subprocess.run(
                     [folder / "bin/st", "run", described, "--url", server.url, "--checks", CHECKS,
                      "--header", f"Authorization: Bearer {KEY}", "--max-time", seconds,
+                     "--max-examples", "60",
                      "--phases", "examples,coverage,fuzzing", "--request-timeout", "60",
                      "--seed", "1", "--no-color", "--report", "json",
                      "--report-json-path", report],
@@ -63,7 +64,7 @@ def main():
                 if done.returncode != 0:
                     raise SystemExit(f"{model}: schemathesis\n{done.stdout[-8000:]}{done.stderr}")
                 # It still answers as it did.
-                equal(server.ask("/health")[1]["status"], "healthy", f"{model}: health")
+                until(lambda: server.ask("/health")[1]["status"] == "healthy", f"{model}: health")
                 said = [l for l in done.stdout.splitlines() if "Test cases" in l or "generated" in l]
                 notes.append(f"{model} {' '.join(said[-1].split()) if said else 'ok'}")
 

@@ -63,7 +63,8 @@ fn throughput_counts_what_it_ran() {
         assert!((split.iter().sum::<f64>() - 100.0).abs() < 1e-6, "{row}");
     }
     assert_eq!(number(&rows[0], "steps"), 48.0);
-    assert!(number(&rows[1], "occupancy") > 1.5);
+    // They were submitted together.
+    assert!(number(&rows[1], "occupancy") > 3.9);
 }
 
 #[test]
@@ -73,10 +74,11 @@ fn latency_is_measured_with_and_without_disturbance() {
     };
     let row = |args: &[&str]| row_of("builtin:tiny-phi", args);
     let plain = row(&["--concurrency", "2", "--input-len", "8", "--output-len", "8"]);
-    assert!(number(&plain, "ttft_p50_ms") > 0.0 && number(&plain, "itl_p99_ms") > 0.0);
+    assert!(number(&plain, "ttft_p50_ms") > 0.0 && number(&plain, "itl_p99_ms") >= 0.0);
     let shared = row(&["--shared-prefix", "100", "--requests", "2"]);
     assert_eq!(number(&shared, "cached_tokens"), 96.0);
-    let disturbed = row(&["--long-prompt", "200", "--concurrency", "2"]);
+    let disturbed =
+        row(&["--long-prompt", "32", "--concurrency", "2", "--speculative-tokens", "0"]);
     assert!(number(&disturbed, "reading_gaps") > 0.0, "{disturbed}");
     let denoised = row_of("builtin:tiny-dream", &["--concurrency", "1", "--requests", "1"]);
     assert!(number(&denoised, "ttft_p50_ms") > 0.0);

@@ -33,9 +33,14 @@ pub async fn answer(stream: &mut (impl AsyncRead + Unpin)) -> String {
 
 /// Sends bytes on a connection of their own and reads until it is closed.
 pub async fn exchange(server: &Server, bytes: impl AsRef<[u8]>) -> String {
+    rest(&mut begin(server, bytes).await).await
+}
+
+/// A connection with the beginning of what a client says.
+pub async fn begin(server: &Server, bytes: impl AsRef<[u8]>) -> TcpStream {
     let mut stream = connect(&server.url).await;
     stream.write_all(bytes.as_ref()).await.unwrap();
-    rest(&mut stream).await
+    stream
 }
 
 /// A POST of JSON that asks for the connection to be closed, with more header lines.

@@ -389,10 +389,12 @@ async fn errors_of_messages_have_anthropics_shape() {
 
 #[tokio::test]
 async fn a_stream_that_breaks_says_so_in_its_own_words() {
-    let server = serve(ServeOptions { speculative_tokens: 0, ..options("tiny-phi") }, vec![]).await;
-    let more = json!({"stream": true, "ignore_eos": true});
-    let response = json!({"model": "tiny-phi", "input": "x", "max_output_tokens": 480});
-    let message = with(message_body("tiny-phi"), json!({"max_tokens": 480}));
+    let server = serve_builtin("tiny-llada").await;
+    // Its first token settles at once, its last after hundreds of thousands of passes.
+    let endless = json!({"preset": "reference", "steps": 400_000, "score": "left_to_right"});
+    let more = json!({"stream": true, "ignore_eos": true, "diffusion": endless});
+    let response = json!({"model": "tiny-llada", "input": "x", "max_output_tokens": 440});
+    let message = with(message_body("tiny-llada"), json!({"max_tokens": 440}));
     for (path, body, pointer) in
         [(RESPONSES, response, "/response/id"), (MESSAGES, message, "/message/id")]
     {

@@ -273,6 +273,8 @@ async fn scoring_is_cancelled_by_its_id() {
         let (status, answer) = running.await.unwrap();
         assert_eq!((status, &answer["error"]["code"]), (499, &json!("request_cancelled")));
         assert_eq!(server.client.delete(&url).send().await.unwrap().status(), 404);
+        // Its numbers have to be gone before those of the next are looked for.
+        server.until(|s| s.running == 0 && s.queued == 0).await;
     }
 }
 

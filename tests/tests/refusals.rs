@@ -242,7 +242,7 @@ async fn draining_refuses_new_requests_and_finishes_old_ones() {
     let server = serve_builtin("tiny-phi").await;
     let body = json!({"model": "tiny-phi", "prompt": "x", "max_tokens": 400, "ignore_eos": true});
     let running = spawn(&server, COMPLETIONS, body);
-    server.until(|s| s.running == 1).await;
+    server.until(|s| s.totals.steps > 0).await;
     server.state.model().unwrap().engine.drain();
     let refused = server.send(CHAT, &chat_body("tiny-phi")).await;
     assert_eq!(refused.status(), 503);

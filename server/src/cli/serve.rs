@@ -1,6 +1,5 @@
 //! `dfastllm serve`
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -96,6 +95,10 @@ pub(crate) fn run(args: ServeArgs, providers: &[Box<dyn DeviceProvider>]) -> Res
         let listener = bind(&args.host, args.port).await.map_err(|e| {
             Failure::failed(format!("cannot listen on {}:{}: {e}", args.host, args.port))
         })?;
+        // Told here: a task of its own might get to it after all that follows.
+        let scheme = if connections.tls.is_some() { "https" } else { "http" };
+        let address = listener.local_addr().map_err(|e| Failure::failed(e.to_string()))?;
+        tracing::info!("listening on {scheme}://{address}");
         let name = options.names.first().map_or("", String::as_str);
         let state = AppState::with_access(name, access);
         let server = tokio::spawn(listen(listener, state.clone(), connections));
@@ -133,9 +136,6 @@ async fn listen(
     state: AppState,
     connections: Connections,
 ) -> std::io::Result<()> {
-    let address: SocketAddr = listener.local_addr()?;
-    let scheme = if connections.tls.is_some() { "https" } else { "http" };
-    tracing::info!("listening on {scheme}://{address}");
     let (draining, drained) = tokio::sync::oneshot::channel();
     let router = app(state.clone());
     let server = serve_connections(listener, router, connections, async move {

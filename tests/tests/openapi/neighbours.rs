@@ -43,6 +43,11 @@ fn requests() -> [(&'static str, Value); 6] {
     ]
 }
 
+/// Its first token settles at once, its last after hundreds of thousands of passes.
+fn endless() -> Value {
+    json!({"preset": "reference", "steps": 400_000, "score": "left_to_right"})
+}
+
 /// Cancels a request of a stream that has begun, and gives the whole stream.
 async fn broken(server: &Server, path: &str, body: &Value) -> Vec<Value> {
     let request = server.client.post(format!("{}{path}", server.url)).json(body);
@@ -90,7 +95,7 @@ async fn responses_are_those_of_the_document() {
     let verified = json!({"diffusion": {"quota": "adaptive"}});
     document.ask(&drafts, RESPONSES, &response("tiny-llada", verified)).await;
     let slow = json!({"stream": true, "ignore_eos": true, "max_output_tokens": 440,
-        "diffusion": {"quota": "one", "block_length": 8}});
+        "diffusion": endless()});
     let events = broken(&llada, RESPONSES, &response("tiny-llada", slow)).await;
     assert_eq!(events.last().unwrap()["type"], "response.failed");
     for event in &events {
@@ -117,7 +122,7 @@ async fn messages_are_those_of_the_document() {
         }
     }
     let slow = json!({"stream": true, "ignore_eos": true, "max_tokens": 440,
-        "diffusion": {"quota": "one", "block_length": 8}});
+        "diffusion": endless()});
     let events = broken(&server, MESSAGES, &message("tiny-llada", slow)).await;
     assert_eq!(events.last().unwrap()["type"], "error");
     for event in &events {
@@ -154,7 +159,7 @@ async fn gaps_and_tokens_are_those_of_the_document() {
     chunks.iter().for_each(|chunk| document.is("InfillChunk", chunk));
     document.is("InfillText", last);
     let slow = json!({"stream": true, "n_predict": 400, "ignore_eos": true, "return_tokens": true,
-        "diffusion": {"quota": "one", "block_length": 8}});
+        "diffusion": endless()});
     let events = broken(&server, INFILL, &gap(slow)).await;
     document.is("ErrorBody", events.last().unwrap());
     // `usage` is that of OpenAI's endpoints, whose suite meets all of it.

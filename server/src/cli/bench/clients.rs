@@ -120,7 +120,8 @@ impl Prober {
 async fn probe(address: SocketAddr, stop: &AtomicBool) -> Result<Vec<f64>, Failure> {
     let (mut sender, mut times) = (connect(address).await?, Vec::new());
     let mut ticks = tokio::time::interval(PROBE_EVERY);
-    while !stop.load(Ordering::Relaxed) {
+    // Once at least, however short the round.
+    while times.is_empty() || !stop.load(Ordering::Relaxed) {
         ticks.tick().await;
         let asked = Instant::now();
         let request = Request::get("/health").header("host", "localhost");

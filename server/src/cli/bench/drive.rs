@@ -42,10 +42,22 @@ impl Watched {
         engine: &EngineHandle,
         request: GenerationRequest,
     ) -> Result<Self, Failure> {
+        Ok(Self::submit_all(engine, vec![request])?.remove(0))
+    }
+
+    /// Submits requests that arrive as one.
+    fn submit_all(
+        engine: &EngineHandle,
+        requests: Vec<GenerationRequest>,
+    ) -> Result<Vec<Self>, Failure> {
         let submitted = Instant::now();
-        let running = engine.submit(request).map_err(|e| Failure::failed(e.to_string()))?;
-        let sample = Sample { submitted, tokens_at: Vec::new(), usage: Usage::default() };
-        Ok(Self { running, sample, is_done: false })
+        let running =
+            engine.submit_choices(requests).map_err(|e| Failure::failed(e.to_string()))?;
+        let watched = |running| {
+            let sample = Sample { submitted, tokens_at: Vec::new(), usage: Usage::default() };
+            Self { running, sample, is_done: false }
+        };
+        Ok(running.into_iter().map(watched).collect())
     }
 
     /// Takes what has happened since the last look.
@@ -77,7 +89,8 @@ pub(super) fn drive(
     concurrency: usize,
 ) -> Result<Vec<Sample>, Failure> {
     let mut requests = requests.into_iter();
-    let (mut watched, mut samples) = (Vec::<Watched>::new(), Vec::new());
+    let first = requests.by_ref().take(concurrency).collect();
+    let (mut watched, mut samples) = (Watched::submit_all(engine, first)?, Vec::new());
     loop {
         while watched.len() < concurrency {
             let Some(request) = requests.next() else { break };

@@ -84,6 +84,9 @@ impl Session {
         let mut stopped = false;
         while !answer.is_over() && !stopped {
             tokio::select! {
+                // From the first look on a signal is ours, whatever else there is to do.
+                biased;
+                _ = &mut interrupt => stopped = true,
                 event = running.events.recv_async() => {
                     let event = event.map_err(|_| Failure::failed("the engine stopped"))?;
                     match answer.take(event) {
@@ -94,7 +97,6 @@ impl Session {
                         }
                     }
                 }
-                _ = &mut interrupt => stopped = true,
             }
         }
         // Nobody listens any more, which ends the request at the engine's next step.
