@@ -4,10 +4,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use cubecl::Device as CubeDevice;
 use cubecl::device::{CudaDevice, WgpuBackend, WgpuDevice, WgpuDeviceKind};
-use dfastllm_backends::ops::install_kernels;
 use dfastllm_backends::{DType, Device, DeviceError, DeviceInfo, DeviceSpec, OpenDevice, Tensor};
 
-use crate::kernels::CubeKernels;
+use crate::CubeProvider;
 
 /// The devices of one kind, software adapters left out.
 pub(crate) fn list(kind: DeviceSpec) -> Vec<DeviceInfo> {
@@ -34,7 +33,7 @@ pub(crate) fn open(spec: DeviceSpec) -> Result<OpenDevice, DeviceError> {
     if matches!(spec, DeviceSpec::Cuda(_)) {
         find_cuda_headers().map_err(|reason| DeviceError::Unavailable { spec, reason })?;
     }
-    install_kernels(&CubeKernels);
+    CubeProvider.install_kernels();
     guarded(spec, || {
         let info = describe(spec, &cube);
         let device = Device::from(cube);

@@ -15,6 +15,12 @@ use dfastllm_backends::{DeviceError, DeviceInfo, DeviceProvider, DeviceSpec, Ope
 pub struct CubeProvider;
 
 impl CubeProvider {
+    /// Hands the kernels of this package over to the operations; opening a device does so too.
+    #[cfg(feature = "cube")]
+    pub fn install_kernels(self) {
+        dfastllm_backends::ops::install_kernels(&crate::kernels::CubeKernels);
+    }
+
     /// Whether the cargo feature for a kind of device is on.
     fn is_built(spec: DeviceSpec) -> bool {
         match spec {

@@ -18,6 +18,8 @@ pub(crate) struct Lane {
     tolerance: f32,
     /// The same for operations with matrix products.
     product_tolerance: f32,
+    /// Whether kernels are only compiled: the driver of `scripts/cuda` runs nothing.
+    pub(crate) only_compiles: bool,
 }
 
 /// The same numbers on the tested device, in the lane's dtype, and in f32 on flex.
@@ -35,15 +37,38 @@ pub(crate) fn lanes(suite: &str) -> Vec<Lane> {
         ));
         return Vec::new();
     };
+    let only_compiles = std::env::var_os("DFASTLLM_TEST_ONLY_COMPILES").is_some();
+    if only_compiles {
+        return unopened();
+    }
     let open = opened(&name);
     let lane = |&dtype: &DType| {
         let tolerance = rounding(dtype);
         // CUDA's tensor cores multiply f32 as tf32, which has the mantissa of f16.
         let is_tf32 = dtype == DType::F32 && matches!(open.spec, DeviceSpec::Cuda(_));
         let product_tolerance = if is_tf32 { rounding(DType::F16) } else { tolerance };
-        Lane { device: open.device.clone(), dtype, tolerance, product_tolerance }
+        let device = open.device.clone();
+        Lane { device, dtype, tolerance, product_tolerance, only_compiles }
     };
     open.info.dtypes.iter().map(lane).collect()
+}
+
+/// The first CUDA device as it is, without asking whether it computes.
+fn unopened() -> Vec<Lane> {
+    #[cfg(feature = "cuda")]
+    {
+        CubeProvider.install_kernels();
+        let lane = |dtype| Lane {
+            device: Device::cuda(0),
+            dtype,
+            tolerance: 0.0,
+            product_tolerance: 0.0,
+            only_compiles: true,
+        };
+        return [DType::F32, DType::F16, DType::BF16].map(lane).into();
+    }
+    #[cfg(not(feature = "cuda"))]
+    Vec::new()
 }
 
 /// Rounding of a type times a few operations, sums of some hundred terms included: about 160
@@ -117,6 +142,9 @@ impl Lane {
         assert_eq!(tested.dims(), reference.dims(), "{what}");
         let [tested, reference] =
             [tested, reference].map(|t| t.to_data().iter::<f32>().collect::<Vec<_>>());
+        if self.only_compiles {
+            return;
+        }
         for (i, (t, r)) in tested.iter().zip(&reference).enumerate() {
             let error = (t - r).abs() / (1.0 + r.abs());
             // Written so that NaN fails.
