@@ -30,7 +30,8 @@ pub use error::DeviceError;
 pub use kv::{KvPool, KvShape};
 pub use mapping::{map_file, tensor_data};
 pub use provider::{
-    CpuProvider, DeviceInfo, DeviceProvider, OpenDevice, list_devices, open_device,
+    CpuProvider, DeviceInfo, DeviceLoad, DeviceMonitor, DeviceProvider, OpenDevice, list_devices,
+    open_device,
 };
 pub use rows::{Attend, KeyRun, KeySource, PAGE_SIZE, RaggedRows, RowsError, Span, SpanRequest};
 pub use spec::DeviceSpec;

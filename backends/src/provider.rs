@@ -1,5 +1,7 @@
 //! Opening devices and listing what this build can reach.
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, Device};
 
 use crate::{DeviceError, DeviceSpec};
@@ -13,6 +15,23 @@ pub struct OpenDevice {
     pub device: Device,
     /// What is known about it.
     pub info: DeviceInfo,
+    /// What it says of itself while it works, if it says anything.
+    pub monitor: Option<Arc<dyn DeviceMonitor>>,
+}
+
+/// A device that tells how it is, from any thread and without waiting for its work.
+pub trait DeviceMonitor: std::fmt::Debug + Send + Sync {
+    /// How it is now.
+    fn load(&self) -> DeviceLoad;
+}
+
+/// How a device is; what cannot be read is left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct DeviceLoad {
+    /// Bytes in use by any program, and all there are.
+    pub memory: Option<(u64, u64)>,
+    /// Share of the time it was busy lately, 0 to 1.
+    pub busy: Option<f64>,
 }
 
 /// What is known about one device.
@@ -103,7 +122,7 @@ impl DeviceProvider for CpuProvider {
             DeviceSpec::NdArray => Device::ndarray(),
             _ => return None,
         };
-        Some(Ok(OpenDevice { spec, device, info: Self::info(spec) }))
+        Some(Ok(OpenDevice { spec, device, info: Self::info(spec), monitor: None }))
     }
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::AppState;
+use crate::gpu::GpuMemory;
 
 /// Share of the queue from which the server calls itself degraded.
 const CROWDED: f64 = 0.9;
@@ -36,6 +37,9 @@ pub(crate) struct Health {
     queue_capacity: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     running: Option<usize>,
+    /// On a GPU that tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_memory: Option<GpuMemory>,
 }
 
 /// The answer of a probe.
@@ -68,6 +72,7 @@ pub(crate) async fn health(State(state): State<AppState>) -> Response {
         queue_size: stats.as_ref().map(|stats| stats.queued),
         queue_capacity: model.map(|model| model.engine.config().max_queue),
         running: stats.as_ref().map(|stats| stats.running),
+        gpu_memory: model.and_then(GpuMemory::of),
     };
     let code = match status {
         "unhealthy" => StatusCode::SERVICE_UNAVAILABLE,

@@ -18,6 +18,7 @@ mod error;
 mod fields;
 mod foreign;
 mod generation;
+mod gpu;
 mod health;
 mod hub;
 mod infill;

@@ -10,6 +10,7 @@ use prometheus::{
 };
 
 use crate::ServedModel;
+use crate::gpu::GpuSeries;
 
 const TTFT_BUCKETS: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -66,6 +67,7 @@ pub(crate) struct Metrics {
     /// Tokens of prompts and of answers.
     lengths: [Histogram; 2],
     engine: EngineSeries,
+    gpu: GpuSeries,
     infos: Infos,
 }
 
@@ -96,17 +98,17 @@ struct EngineSeries {
 }
 
 /// Makes and registers series with the label `model_name`.
-struct Maker {
+pub(crate) struct Maker {
     registry: Registry,
     model: String,
 }
 
 impl Maker {
-    fn opts(&self, name: &str, help: &str) -> Opts {
+    pub(crate) fn opts(&self, name: &str, help: &str) -> Opts {
         Opts::new(name, help).const_label("model_name", &self.model)
     }
 
-    fn register<C: prometheus::core::Collector + Clone + 'static>(
+    pub(crate) fn register<C: prometheus::core::Collector + Clone + 'static>(
         &self,
         made: prometheus::Result<C>,
     ) -> C {
@@ -194,6 +196,7 @@ impl Metrics {
                 &LENGTH_BUCKETS,
             ),
             engine: EngineSeries::new(&make),
+            gpu: GpuSeries::new(&make),
             infos: Infos::new(&make),
             registry: make.registry,
         }
@@ -250,6 +253,7 @@ impl Metrics {
     pub(crate) fn render(&self, model: Option<&ServedModel>) -> String {
         if let Some(model) = model {
             self.engine.update(model);
+            self.gpu.update(model);
         }
         let mut out = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {

@@ -1,12 +1,14 @@
 //! Finding devices and opening them without ever panicking over an absent driver.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use cubecl::Device as CubeDevice;
 use cubecl::device::{CudaDevice, WgpuBackend, WgpuDevice, WgpuDeviceKind};
 use dfastllm_backends::{DType, Device, DeviceError, DeviceInfo, DeviceSpec, OpenDevice, Tensor};
 
 use crate::CubeProvider;
+use crate::monitor::CubeMonitor;
 
 /// The devices of one kind, software adapters left out.
 pub(crate) fn list(kind: DeviceSpec) -> Vec<DeviceInfo> {
@@ -36,9 +38,10 @@ pub(crate) fn open(spec: DeviceSpec) -> Result<OpenDevice, DeviceError> {
     CubeProvider.install_kernels();
     guarded(spec, || {
         let info = describe(spec, &cube);
+        let monitor = CubeMonitor::new(cube.clone());
         let device = Device::from(cube);
         smoke_check(&device)?;
-        Ok(OpenDevice { spec, device, info })
+        Ok(OpenDevice { spec, device, info, monitor: Some(Arc::new(monitor)) })
     })
 }
 
@@ -130,13 +133,14 @@ fn describe(spec: DeviceSpec, cube: &CubeDevice) -> DeviceInfo {
     let client = cube.client();
     let properties = client.properties();
     let device = Device::from(cube.clone());
+    let memory = CubeMonitor::new(cube.clone()).memory();
     let name = &properties.identity.name;
     DeviceInfo {
         spec,
         name: if is_software(cube) { format!("{name} (software)") } else { name.clone() },
-        total_memory_bytes: properties.memory.max_memory(),
-        // No API of CubeCL tells what other programs left.
-        free_memory_bytes: None,
+        total_memory_bytes: memory.map(|(_, all)| all).or(properties.memory.max_memory()),
+        // Only CUDA tells what other programs left.
+        free_memory_bytes: memory.map(|(used, all)| all - used),
         // Arithmetic counts, not storage: Vulkan adapters may hold bf16 but cannot add it.
         dtypes: [DType::F32, DType::BF16, DType::F16]
             .into_iter()

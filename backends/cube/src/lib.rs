@@ -9,6 +9,8 @@
 mod hardware;
 #[cfg(feature = "cube")]
 mod kernels;
+#[cfg(feature = "cube")]
+mod monitor;
 mod provider;
 
 pub use provider::CubeProvider;
