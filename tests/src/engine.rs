@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use dfastllm_backends::Device;
 use dfastllm_engine::decoding::DecodingConfig;
 use dfastllm_engine::{
     Engine, EngineConfig, EngineError, EngineHandle, Event, FinishReason, GenerationRequest,
@@ -9,7 +10,7 @@ use dfastllm_engine::{
 };
 use dfastllm_models::{LanguageModel, LoadedModel};
 
-use crate::fixtures::cpu;
+use crate::fixtures::{cpu, device};
 
 /// Sizes that let every record of a suite run at once.
 pub const CONFIG: EngineConfig = EngineConfig {
@@ -33,18 +34,26 @@ pub struct Served {
 #[must_use]
 pub fn serve(loaded: LoadedModel, config: EngineConfig) -> Served {
     let limits = ModelLimits::new(&loaded, loaded.model.shape().max_positions);
-    serve_model(loaded.model, limits, config)
+    start(loaded.model, limits, (config, &device().device))
 }
 
-/// Starts an engine for any model.
+/// Starts an engine for a model whose tensors are the CPU's.
 #[must_use]
 pub fn serve_model(
     model: Box<dyn LanguageModel>,
     limits: ModelLimits,
     config: EngineConfig,
 ) -> Served {
+    start(model, limits, (config, &cpu().device))
+}
+
+fn start(
+    model: Box<dyn LanguageModel>,
+    limits: ModelLimits,
+    (config, device): (EngineConfig, &Device),
+) -> Served {
     let dtype = dfastllm_models::DType::F32;
-    let engine = Engine::start(model, dtype, &cpu().device, config).unwrap();
+    let engine = Engine::start(model, dtype, device, config).unwrap();
     let handle = engine.handle();
     Served { engine, handle, limits }
 }

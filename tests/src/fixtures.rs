@@ -1,9 +1,10 @@
 //! The parity checkpoints and the devices suites run on.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use dfastllm_backends::{
-    CpuProvider, DTypeChoice, DeviceProvider, DeviceSpec, OpenDevice, WeightChoice,
+    CpuProvider, DTypeChoice, DeviceProvider, DeviceSpec, OpenDevice, WeightChoice, open_device,
 };
 use dfastllm_models::{LoadedModel, ModelFiles, builtin_files, load};
 use serde_json::Value;
@@ -33,11 +34,28 @@ pub fn cpu() -> OpenDevice {
     CpuProvider.open(DeviceSpec::Cpu).unwrap().unwrap()
 }
 
+/// The device that golden records are compared on: what `DFASTLLM_TEST_DEVICE` names, or the CPU.
+#[must_use]
+pub fn device() -> OpenDevice {
+    static OPEN: OnceLock<OpenDevice> = OnceLock::new();
+    let open = OPEN.get_or_init(|| {
+        let Ok(name) = std::env::var("DFASTLLM_TEST_DEVICE") else { return cpu() };
+        let providers: Vec<Box<dyn DeviceProvider>> = vec![
+            #[cfg(any(feature = "cuda", feature = "vulkan"))]
+            Box::new(dfastllm_cube::CubeProvider),
+            Box::new(CpuProvider),
+        ];
+        let open = name.parse().and_then(|spec| open_device(spec, &providers));
+        open.unwrap_or_else(|e| panic!("{e}"))
+    });
+    open.clone()
+}
+
 /// A checkpoint the golden records belong to (`phi`, `llada`, `dream`), in f32.
 #[must_use]
 pub fn parity(family: &str) -> LoadedModel {
     let files = ModelFiles::Folder(path(&format!("parity-{family}")));
-    load(&files, &cpu(), DTypeChoice::F32).unwrap_or_else(|e| panic!("{e}"))
+    load(&files, &device(), DTypeChoice::F32).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// A built-in model (`tiny-phi`, …), in f32.
@@ -50,7 +68,7 @@ pub fn builtin(name: &str) -> LoadedModel {
 #[must_use]
 pub fn builtin_as(name: &str, weights: WeightChoice) -> LoadedModel {
     let files = builtin_files(name).unwrap();
-    load(&files, &cpu(), weights).unwrap_or_else(|e| panic!("{e}"))
+    load(&files, &device(), weights).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// As the models' makers score: the whole text, or all needed words in a finished sentence.
