@@ -62,6 +62,12 @@ impl KvPool {
         &self.device
     }
 
+    /// Number of pages.
+    #[must_use]
+    pub fn pages(&self) -> usize {
+        self.shape.pages
+    }
+
     /// Float type of the entries.
     #[must_use]
     pub fn dtype(&self) -> DType {

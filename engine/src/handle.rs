@@ -18,6 +18,9 @@ use crate::{
 /// Sizes of an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineConfig {
+    /// Run passes of all sizes before the first request, where kernels are compiled when they first
+    /// run.
+    pub warm_up: bool,
     /// Requests decoded at the same time.
     pub max_num_seqs: usize,
     /// Token rows of one pass.
@@ -169,7 +172,11 @@ impl Engine {
         let try_out = || {
             let verifier = verifier.map(|v| seat(v.model, v.kv_dtype));
             let mut runner = Runner::new(seat(model, kv_dtype), verifier);
-            runner.makes_sense().then_some(runner)
+            let makes_sense = runner.makes_sense();
+            if makes_sense && config.warm_up {
+                runner.warm_up(config.max_num_batched_tokens);
+            }
+            makes_sense.then_some(runner)
         };
         let runner = catch_unwind(AssertUnwindSafe(try_out)).ok().flatten();
         let runner = runner.ok_or(StartError::Device)?;

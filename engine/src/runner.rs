@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use dfastllm_models::ops::{Guidance, RowParams, RowScore, score_rows, select_rows};
+use dfastllm_models::ops::{Guidance, RowParams, RowScore, score_rows, select_rows, warm_up_rows};
 use dfastllm_models::{
     Alignment, KvPool, LanguageModel, PAGE_SIZE, RaggedRows, RowsError, SpanRequest, Tensor,
     run_on, unobserved,
@@ -50,6 +50,14 @@ impl Runner {
     /// Whether a short pass gives logits that say something.
     pub(crate) fn makes_sense(&mut self) -> bool {
         std::iter::once(&mut self.main).chain(&mut self.verifier).all(Seat::makes_sense)
+    }
+
+    /// Runs passes of all sizes that have kernels of their own, so that no request waits for one to be
+    /// compiled or tuned.
+    pub(crate) fn warm_up(&mut self, most_rows: usize) {
+        for seat in std::iter::once(&mut self.main).chain(&mut self.verifier) {
+            seat.warm_up(most_rows);
+        }
     }
 
     /// Makes the copies, then runs one pass of each model over the plans for it. `alive` is called
@@ -122,6 +130,37 @@ impl Seat {
         let params: Vec<RowParams> = (0..rows.len()).map(RowParams::greedy).collect();
         let flat = (self.model.shape().vocab as f64).ln() - 1e-9;
         score_rows(self.model.logits(hidden), &params).iter().all(|s| s.finite && s.entropy < flat)
+    }
+
+    fn warm_up(&mut self, most_rows: usize) {
+        let sizes = warm_up_rows(self.pool.device(), most_rows);
+        if sizes.is_empty() {
+            return;
+        }
+        let begun = Instant::now();
+        let passes: Vec<RaggedRows> = sizes.iter().filter_map(|&n| self.trial(n)).collect();
+        for rows in &passes {
+            let hidden = self.model.forward(rows, &mut self.pool, &mut unobserved);
+            let scored = rows.len().min(HEAD_ROWS / 2);
+            let params: Vec<RowParams> = (0..scored).map(RowParams::greedy).collect();
+            let wanted: Vec<usize> = (0..scored).collect();
+            drop(score_rows(self.logits(&hidden, &wanted), &params));
+        }
+        let seconds = begun.elapsed().as_secs_f64();
+        tracing::info!(passes = passes.len(), seconds, "kernels are warm");
+    }
+
+    /// A pass of that many rows behind a cached position, which writes nothing.
+    fn trial(&self, rows: usize) -> Option<RaggedRows> {
+        let has_pages = self.pool.pages() > 0;
+        let span = SpanRequest {
+            rows: 0..rows,
+            attend: self.model.attend(),
+            write: false,
+            visible: if has_pages { vec![0..1] } else { vec![] },
+            pages: if has_pages { vec![0] } else { vec![] },
+        };
+        RaggedRows::new(vec![0; rows], (1..=rows).collect(), vec![span], PAGE_SIZE).ok()
     }
 
     fn compute(

@@ -228,6 +228,7 @@ fn submit(batch: &mut Batch, stats: &EngineStats, arrival: &Arrival, id: u64) ->
 /// Runs traffic to its end; returns the preemptions and cached prompt tokens it saw.
 fn simulate(mut arrivals: Vec<Arrival>, seats: usize, pages: usize, budget: usize) -> (u64, u64) {
     let config = EngineConfig {
+        warm_up: false,
         max_num_seqs: seats,
         max_num_batched_tokens: budget,
         max_queue: 1000,

@@ -20,6 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tokenizer = loaded.tokenizer.clone();
     let limits = ModelLimits::new(&loaded, loaded.model.shape().max_positions);
     let config = EngineConfig {
+        warm_up: false,
         max_num_seqs: 1,
         max_num_batched_tokens: 2048,
         max_queue: 1,

@@ -40,6 +40,8 @@ pub struct ServeOptions {
     pub request_timeout: Duration,
     /// Silence of the engine's thread after which it counts as stalled.
     pub stall_timeout: Duration,
+    /// Compile and tune the kernels of a GPU before the first request.
+    pub warm_up: bool,
     /// Longest draft of a causal request.
     pub speculative_tokens: usize,
     /// A causal checkpoint with the same tokenizer that verifies drafts of a model that denoises.
@@ -108,6 +110,7 @@ impl ServedModel {
             ));
         }
         let config = EngineConfig {
+            warm_up: options.warm_up,
             max_num_seqs: options.max_num_seqs,
             max_num_batched_tokens: options.max_num_batched_tokens,
             max_queue: options.max_queue,

@@ -14,6 +14,7 @@ use crate::fixtures::{cpu, device};
 
 /// Sizes that let every record of a suite run at once.
 pub const CONFIG: EngineConfig = EngineConfig {
+    warm_up: false,
     max_num_seqs: 16,
     max_num_batched_tokens: 2048,
     max_queue: 256,

@@ -63,6 +63,7 @@ impl Drop for Server {
 pub fn options(model: &str) -> ServeOptions {
     ServeOptions {
         stall_timeout: Duration::from_secs(60),
+        warm_up: true,
         speculative_tokens: 8,
         draft_model: None,
         audit: false,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use cubecl::Device as CubeDevice;
 use cubecl::device::{CudaDevice, WgpuBackend, WgpuDevice, WgpuDeviceKind};
+use cubecl_environment::stream::{StreamPolicy, set_policy};
 use dfastllm_backends::{DType, Device, DeviceError, DeviceInfo, DeviceSpec, OpenDevice, Tensor};
 
 use crate::CubeProvider;
@@ -48,6 +49,9 @@ pub(crate) fn open(spec: DeviceSpec) -> Result<OpenDevice, DeviceError> {
 /// The devices of a kind in the order of its index: discrete, integrated and virtual GPUs, others,
 /// and a software adapter last. Empty where the driver is missing.
 fn present(kind: DeviceSpec) -> Vec<CubeDevice> {
+    // Weights are loaded on one thread and used on another: with a stream each they would wait for each
+    // other's events. To be said before anything runs.
+    set_policy(StreamPolicy::Single);
     match kind {
         DeviceSpec::Cuda(_) => like(CubeDevice::Cuda(CudaDevice::new(0))),
         DeviceSpec::Vulkan(_) => adapters(WgpuBackend::Vulkan),

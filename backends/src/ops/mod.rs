@@ -22,7 +22,7 @@ mod token_set;
 pub use activation::gelu_new;
 pub use attention::{AttentionHeads, LayerPages, attention, portable_attention, rotate_and_store};
 pub use embed::{embed, select_rows};
-pub use kernels::{DeviceKernels, DeviceLinear, install_kernels};
+pub use kernels::{DeviceKernels, DeviceLinear, install_kernels, warm_up_rows};
 pub use linear::{DeviceWeight, Epilogue, Linear, linear, linears, portable_linear};
 pub use norm::{Normal, layer_norm, rms_norm};
 pub use rope::{Rope, RopeAngles, RopePrecision, RopeShape};

@@ -93,6 +93,8 @@ pub(crate) struct Seats {
     pub(crate) max_queue: usize,
     pub(crate) request_timeout: Duration,
     pub(crate) stall_timeout: Duration,
+    /// Whether kernels are to be warm before the first request.
+    pub(crate) warm_up: bool,
 }
 
 impl Seats {
@@ -104,6 +106,7 @@ impl Seats {
             max_queue: 1,
             request_timeout: LONG,
             stall_timeout: LONG,
+            warm_up: false,
         }
     }
 }
@@ -142,6 +145,7 @@ impl ModelArgs {
             max_queue: seats.max_queue,
             request_timeout: seats.request_timeout,
             stall_timeout: seats.stall_timeout,
+            warm_up: seats.warm_up,
             speculative_tokens: self.speculative_tokens,
             draft_model: self.draft_model.as_deref().map(model_files).transpose()?,
             audit: self.audit,

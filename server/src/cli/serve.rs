@@ -82,6 +82,7 @@ pub(crate) fn run(args: ServeArgs, providers: &[Box<dyn DeviceProvider>]) -> Res
         max_queue: args.max_queue,
         request_timeout: Duration::from_secs(args.request_timeout),
         stall_timeout: Duration::from_secs(args.stall_timeout),
+        warm_up: true,
     })?;
     let template = args.model.template(&options.files)?;
     print_configuration(&args, &options, access.api_keys.len());

@@ -16,6 +16,12 @@ use dfastllm_backends::ops::{DeviceKernels, DeviceLinear, Normal, portable_linea
 pub(crate) struct CubeKernels;
 
 impl DeviceKernels for CubeKernels {
+    fn new_kernels_at(&self, most: usize) -> Vec<usize> {
+        // Tiles of few rows, and the first number that is many; each doubling is tuned anew.
+        let last = if cfg!(feature = "autotune") { most } else { most.min(128) };
+        (0..).map(|i| 1 << i).take_while(|&rows| rows <= last).collect()
+    }
+
     fn normalise(&self, x: Tensor<2>, normal: Normal<'_>, eps: f64) -> Tensor<2> {
         norm::normalise(x, normal, eps)
     }

@@ -112,6 +112,7 @@ pub(crate) fn run(args: &BenchArgs, providers: &[Box<dyn DeviceProvider>]) -> Re
         max_queue: args.concurrency.iter().copied().max().unwrap_or(1).max(args.max_num_seqs),
         request_timeout: Duration::from_secs(86_400),
         stall_timeout: Duration::from_secs(86_400),
+        warm_up: true,
     })?;
     if args.measure == Measure::Roofline {
         return roofline::run(args, &options, providers);

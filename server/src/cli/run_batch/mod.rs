@@ -68,6 +68,7 @@ pub(crate) fn run(
         max_queue: PLACES as usize,
         request_timeout: LONG,
         stall_timeout: LONG,
+        warm_up: true,
     })?;
     let template = args.model.template(&options.files)?;
     files::check(&args.output, &args.input)?;
