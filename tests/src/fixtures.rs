@@ -9,10 +9,12 @@ use dfastllm_backends::{
 use dfastllm_models::{LoadedModel, ModelFiles, builtin_files, load};
 use serde_json::Value;
 
-/// A path below `tests/fixtures`.
+/// A path below `tests/fixtures`, or below `DFASTLLM_TEST_FIXTURES` for suites that were carried to
+/// another machine.
 #[must_use]
 pub fn path(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
+    let here = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    std::env::var_os("DFASTLLM_TEST_FIXTURES").map_or_else(here, PathBuf::from).join(name)
 }
 
 /// The built-in models' tasks, in order of their files.
