@@ -61,6 +61,12 @@ pub enum DeviceError {
         /// What was given.
         found: String,
     },
+    /// The text is not a choice of kernels.
+    #[error("unknown choice of kernels '{found}': expected tuned or pinned")]
+    UnknownKernels {
+        /// What was given.
+        found: String,
+    },
     /// The worker threads could not be set up.
     #[error("cannot start {threads} CPU threads: {reason}")]
     Threads {

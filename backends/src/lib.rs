@@ -12,6 +12,7 @@
 mod cpu;
 mod dtype;
 mod error;
+mod kernel_options;
 mod kv;
 mod mapping;
 pub mod ops;
@@ -27,6 +28,7 @@ pub use cpu::{
 };
 pub use dtype::{DTypeChoice, Precision, Quantize, WeightChoice};
 pub use error::DeviceError;
+pub use kernel_options::{KernelChoice, KernelOptions, configure_kernels, kernel_options};
 pub use kv::{KvPool, KvShape};
 pub use mapping::{map_file, tensor_data};
 pub use provider::{

@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use cubecl::Device as CubeDevice;
 use cubecl::device::{CudaDevice, WgpuBackend, WgpuDevice, WgpuDeviceKind};
-use cubecl_environment::stream::{StreamPolicy, set_policy};
 use dfastllm_backends::{DType, Device, DeviceError, DeviceInfo, DeviceSpec, OpenDevice, Tensor};
 
-use crate::CubeProvider;
 use crate::monitor::CubeMonitor;
+use crate::{CubeProvider, runtime};
 
 /// The devices of one kind, software adapters left out.
 pub(crate) fn list(kind: DeviceSpec) -> Vec<DeviceInfo> {
@@ -27,6 +26,7 @@ pub(crate) fn list(kind: DeviceSpec) -> Vec<DeviceInfo> {
 
 /// Opens a device after it added two numbers correctly.
 pub(crate) fn open(spec: DeviceSpec) -> Result<OpenDevice, DeviceError> {
+    runtime::keep_kernels().map_err(|reason| DeviceError::Unavailable { spec, reason })?;
     let mut found = present(spec);
     if index(spec) >= found.len() {
         return Err(DeviceError::Unavailable { spec, reason: absent(spec, found.len()) });
@@ -49,9 +49,7 @@ pub(crate) fn open(spec: DeviceSpec) -> Result<OpenDevice, DeviceError> {
 /// The devices of a kind in the order of its index: discrete, integrated and virtual GPUs, others,
 /// and a software adapter last. Empty where the driver is missing.
 fn present(kind: DeviceSpec) -> Vec<CubeDevice> {
-    // Weights are loaded on one thread and used on another: with a stream each they would wait for each
-    // other's events. To be said before anything runs.
-    set_policy(StreamPolicy::Single);
+    runtime::configure();
     match kind {
         DeviceSpec::Cuda(_) => like(CubeDevice::Cuda(CudaDevice::new(0))),
         DeviceSpec::Vulkan(_) => adapters(WgpuBackend::Vulkan),

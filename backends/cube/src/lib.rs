@@ -12,5 +12,7 @@ mod kernels;
 #[cfg(feature = "cube")]
 mod monitor;
 mod provider;
+#[cfg(feature = "cube")]
+mod runtime;
 
 pub use provider::CubeProvider;

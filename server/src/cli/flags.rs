@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 use dfastllm_backends::{
-    DTypeChoice, DeviceSpec, Quantize, WeightChoice, configure_threads, physical_cores,
+    DTypeChoice, DeviceSpec, KernelChoice, KernelOptions, Quantize, WeightChoice,
+    configure_kernels, configure_threads, physical_cores,
 };
 use dfastllm_engine::MAX_DRAFT;
 use dfastllm_engine::decoding::Preset;
@@ -54,6 +55,16 @@ pub(crate) struct ModelArgs {
     /// CPU threads [default: physical cores]
     #[arg(long, env = "DFASTLLM_THREADS")]
     pub(crate) threads: Option<usize>,
+
+    /// Kernels of a GPU where several fit: tuned (the fastest measured, in a build with autotune) or
+    /// pinned (always the same)
+    #[arg(long, env = "DFASTLLM_KERNELS", default_value_t = KernelChoice::Tuned)]
+    pub(crate) kernels: KernelChoice,
+
+    /// File that keeps a GPU's compiled kernels and measurements for the next start; needs a build
+    /// with autotune
+    #[arg(long, env = "DFASTLLM_KERNEL_CACHE")]
+    pub(crate) kernel_cache: Option<PathBuf>,
 
     /// A small autoregressive model with the same tokenizer, to verify what a diffusion model
     /// drafts (quota adaptive)
@@ -133,6 +144,7 @@ impl ModelArgs {
             return Err(Failure::usage(format!("--threads is {threads}, expected 1 to 1024")));
         }
         configure_threads(threads).map_err(|e| Failure::failed(e.to_string()))?;
+        configure_kernels(KernelOptions { choice: self.kernels, cache: self.kernel_cache.clone() });
         Ok(ServeOptions {
             files: model_files(&self.model)?,
             names: seats.names,

@@ -1,0 +1,61 @@
+//! What a user chooses about kernels that are compiled and measured at run time.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use crate::DeviceError;
+
+/// How a GPU's kernels are chosen and kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KernelOptions {
+    /// Where there is a choice.
+    pub choice: KernelChoice,
+    /// The file that compiled kernels and measurements are read from and kept in.
+    pub cache: Option<PathBuf>,
+}
+
+/// Which of several kernels for one product runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum KernelChoice {
+    /// The fastest of those measured on this device, in a build that measures.
+    #[default]
+    Tuned,
+    /// Always the same, so that two runs round alike.
+    Pinned,
+}
+
+impl fmt::Display for KernelChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tuned => "tuned",
+            Self::Pinned => "pinned",
+        })
+    }
+}
+
+impl FromStr for KernelChoice {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        match text {
+            "tuned" => Ok(Self::Tuned),
+            "pinned" => Ok(Self::Pinned),
+            _ => Err(DeviceError::UnknownKernels { found: text.chars().take(64).collect() }),
+        }
+    }
+}
+
+static OPTIONS: OnceLock<KernelOptions> = OnceLock::new();
+
+/// Sets the options of this process. To be called before a device opens; the first call counts.
+pub fn configure_kernels(options: KernelOptions) {
+    let _ = OPTIONS.set(options);
+}
+
+/// The options of this process.
+#[must_use]
+pub fn kernel_options() -> KernelOptions {
+    OPTIONS.get().cloned().unwrap_or_default()
+}
