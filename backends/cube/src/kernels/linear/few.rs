@@ -129,26 +129,31 @@ fn sum_up<W: Numeric, S: Float, F: Float, NW: Size, NX: Size, NO: Size>(
     #[comptime] plan: Plan,
 ) {
     let vector = NX::value();
-    let step = comptime!(plan.step(vector) as u32);
-    let steps = tile.inputs.div_ceil(step);
+    let row_vectors = tile.inputs / vector as u32;
+    let mut rows = Array::<u32>::new(plan.tile);
+    #[unroll]
+    for r in 0..plan.tile {
+        // Rows that are not there are computed as the last one and not written.
+        rows[r] = min(tile.row + r as u32, tile.rows - 1) * row_vectors;
+    }
+    let steps = tile.inputs.div_ceil(comptime!(plan.step(vector) as u32));
     let lanes = comptime!(plan.lanes);
     let ahead = comptime!(plan.ahead as u32);
     let mut i = UNIT_POS_X;
     if comptime!(ahead > 1) {
         while i + comptime!((ahead - 1) * lanes) < steps {
-            advance::<W, S, F, NW, NX, NO>(
-                x, weights, scales, tile, i, sums, comptime!(ahead as usize), plan,
-            );
+            let count = comptime!(ahead as usize);
+            advance::<W, S, F, NW, NX, NO>(x, weights, scales, tile, &rows, i, sums, count, plan);
             i += comptime!(ahead * lanes);
         }
     }
     while i < steps {
-        advance::<W, S, F, NW, NX, NO>(x, weights, scales, tile, i, sums, 1usize, plan);
+        advance::<W, S, F, NW, NX, NO>(x, weights, scales, tile, &rows, i, sums, 1usize, plan);
         i += lanes;
     }
 }
 
-/// Adds `count` steps of a unit, from step `first` on.
+/// Adds `count` steps of a unit, from step `first` on; `rows` are where rows of `x` begin.
 #[cube]
 #[expect(clippy::too_many_arguments, reason = "bindings cannot be put together")]
 fn advance<W: Numeric, S: Float, F: Float, NW: Size, NX: Size, NO: Size>(
@@ -156,6 +161,7 @@ fn advance<W: Numeric, S: Float, F: Float, NW: Size, NX: Size, NO: Size>(
     weights: &Sequence<Box<[Vector<W, NW>]>>,
     scales: &Sequence<Box<[S]>>,
     tile: &Tile,
+    rows: &Array<u32>,
     first: u32,
     sums: &mut Array<Vector<f32, NO>>,
     #[comptime] count: usize,
@@ -164,34 +170,35 @@ fn advance<W: Numeric, S: Float, F: Float, NW: Size, NX: Size, NO: Size>(
     let vector = NX::value();
     let step = comptime!(plan.step(vector));
     let outs = comptime!(plan.outs);
-    let blocks = tile.inputs.div_ceil(BLOCK as u32);
+    let steps = tile.inputs.div_ceil(BLOCK as u32) * comptime!((BLOCK / step.min(BLOCK)) as u32);
     let row_steps = match plan.format {
         Format::Floats => tile.inputs / step as u32,
-        Format::Blocks(_) => blocks * comptime!((BLOCK / step) as u32),
+        Format::Blocks(_) => steps,
     };
     // All loads first, so that they are under way together.
     let mut loaded = Array::<Vector<W, NW>>::new(comptime!(count * outs));
     let mut factors = Array::<f32>::new(comptime!(count * outs));
     #[unroll]
     for n in 0..count {
-        let i = first + comptime!(n as u32 * plan.lanes);
         #[unroll]
         for o in 0..outs {
             // Outputs that are not there are computed as the last one and not written.
             let out = min(tile.out + o as u32, tile.outs - 1);
-            loaded[n * outs + o] = weights[tile.matrix][(out * row_steps + i) as usize];
+            let i = out * row_steps + first + comptime!(n as u32 * plan.lanes);
+            loaded[n * outs + o] = weights[tile.matrix][i as usize];
             if comptime!(plan.format != Format::Floats) {
-                let block = i / comptime!((BLOCK / step) as u32);
-                let scale = scales[tile.matrix][(out * blocks + block) as usize];
-                factors[n * outs + o] = f32::cast_from(scale);
+                // Rows are whole blocks.
+                let block = i / comptime!((BLOCK / step.min(BLOCK)) as u32);
+                factors[n * outs + o] = f32::cast_from(scales[tile.matrix][block as usize]);
             }
         }
     }
     let part = comptime!(plan.part(vector));
     #[unroll]
     for n in 0..count {
-        #[unroll]
-        for p in 0..comptime!(step / part) {
+        let at = (first + comptime!(n as u32 * plan.lanes)) * step as u32;
+        // A loop of the device: unrolled it would be eight times as much to compile.
+        for p in 0..comptime!((step / part) as u32) {
             let mut unpacked = Array::<Vector<f32, NO>>::new(part);
             #[unroll]
             for k in 0..part {
@@ -199,32 +206,52 @@ fn advance<W: Numeric, S: Float, F: Float, NW: Size, NX: Size, NO: Size>(
                 #[unroll]
                 for o in 0..outs {
                     let from = comptime!(n * outs + o);
-                    let at = comptime!(p * part + k);
-                    let weight = unpack::<W, NW>(loaded[from], factors[from], at, plan);
-                    of_outs.insert(o, weight);
+                    of_outs.insert(o, unpack::<W, NW>(loaded[from], factors[from], k, plan));
                 }
                 unpacked[k] = of_outs;
             }
-            let at = (first + comptime!(n as u32 * plan.lanes)) * step as u32;
-            let at = at + comptime!((p * part) as u32);
-            multiply::<F, NX, NO>(x, &unpacked, tile, at, sums, plan);
+            multiply::<F, NX, NO>(x, &unpacked, tile, rows, at + p * part as u32, sums, plan);
+            #[unroll]
+            for o in 0..outs {
+                loaded[n * outs + o] = next_part::<W, NW>(loaded[n * outs + o], plan);
+            }
         }
     }
 }
 
-/// Weight `at` of a load.
+/// Weight `k` of the first part of a load.
 #[cube]
 fn unpack<W: Numeric, N: Size>(
     loaded: Vector<W, N>,
     factor: f32,
-    #[comptime] at: usize,
+    #[comptime] k: usize,
     #[comptime] plan: Plan,
 ) -> f32 {
     match plan.format {
-        Format::Floats => f32::cast_from(loaded.extract(at)),
+        Format::Floats => f32::cast_from(loaded.extract(k)),
         Format::Blocks(format) => {
-            let word = u32::cast_from(loaded.extract(comptime!(at / format.per_word())));
-            stored(word, comptime!(at % format.per_word()), format) * factor
+            let word = u32::cast_from(loaded.extract(comptime!(k / format.per_word())));
+            stored(word, comptime!(k % format.per_word()), format) * factor
+        }
+    }
+}
+
+/// A load with its next part first.
+#[cube]
+fn next_part<W: Numeric, N: Size>(
+    loaded: Vector<W, N>,
+    #[comptime] plan: Plan,
+) -> Vector<W, N> {
+    match plan.format {
+        Format::Floats => loaded,
+        Format::Blocks(format) => {
+            let words = comptime!(8 / format.per_word());
+            let mut next = loaded;
+            #[unroll]
+            for i in words..N::value() {
+                next.insert(comptime!(i - words), loaded.extract(i));
+            }
+            next
         }
     }
 }
@@ -235,24 +262,22 @@ fn multiply<F: Float, NX: Size, NO: Size>(
     x: &[Vector<F, NX>],
     weights: &Array<Vector<f32, NO>>,
     tile: &Tile,
+    rows: &Array<u32>,
     at: u32,
     sums: &mut Array<Vector<f32, NO>>,
     #[comptime] plan: Plan,
 ) {
     let vector = NX::value();
-    let row_vectors = tile.inputs / vector as u32;
     #[unroll]
-    for r in 0..plan.tile {
-        // Rows that are not there are computed as the last one and not written.
-        let row = min(tile.row + r as u32, tile.rows - 1) * row_vectors;
+    for v in 0..comptime!(plan.part(vector) / vector) {
+        let mut i = at / vector as u32 + v as u32;
+        if comptime!(!plan.is_whole) {
+            // The filling of the last block is zeros: any number of the row will do.
+            i = min(i, tile.inputs / vector as u32 - 1);
+        }
         #[unroll]
-        for v in 0..comptime!(plan.part(vector) / vector) {
-            let mut i = at / vector as u32 + v as u32;
-            if comptime!(!plan.is_whole) {
-                // The filling of the last block is zeros: any number of the row will do.
-                i = min(i, row_vectors - 1);
-            }
-            let values = x[(row + i) as usize];
+        for r in 0..plan.tile {
+            let values = x[(rows[r] + i) as usize];
             #[unroll]
             for k in 0..vector {
                 let value = Vector::<f32, NO>::new(f32::cast_from(values.extract(k)));

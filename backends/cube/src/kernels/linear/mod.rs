@@ -146,7 +146,7 @@ fn plan(client: &Client, format: Format, rows: usize, sizes: &[usize]) -> Plan {
         tile,
         outs: each.clone().find(|each| groups_of(each) >= BUSY).unwrap_or(1),
         // One row waits for the memory, several have enough to do meanwhile.
-        ahead: if tile <= 4 { 2 } else { 1 },
+        ahead: if tile <= 2 { 2 } else { 1 },
         lanes,
         groups,
         has_planes,
