@@ -42,10 +42,20 @@ pub(super) fn linears(x: Tensor<2>, layers: &[DeviceLinear<'_>]) -> Vec<Tensor<2
     if rows > FEW_ROWS {
         return layers.iter().map(|layer| many(x.clone(), layer)).collect();
     }
-    if layers.len() > 1 && layers.len() <= TOGETHER && go_together(layers) {
-        return few(x, layers);
+    let x = buffer(x);
+    if layers.len() <= TOGETHER && bindings(layers) <= most_bindings(&x) && go_together(layers) {
+        return few(&x, layers);
     }
-    layers.iter().flat_map(|layer| few(x.clone(), std::slice::from_ref(layer))).collect()
+    layers.iter().flat_map(|layer| few(&x, std::slice::from_ref(layer))).collect()
+}
+
+/// Buffers of one launch: weight, scales, bias and result of each, `x`, and sizes.
+fn bindings(layers: &[DeviceLinear<'_>]) -> usize {
+    4 * layers.len() + 2
+}
+
+fn most_bindings(x: &CubeTensor) -> usize {
+    x.client.properties().hardware.max_bindings as usize
 }
 
 /// Whether one kernel can be compiled for all of them.
@@ -79,9 +89,8 @@ fn weight_buffers(weight: &DeviceWeight) -> (CubeTensor, Option<CubeTensor>) {
 }
 
 /// Projections that go together, of any number of rows.
-fn few(x: Tensor<2>, layers: &[DeviceLinear<'_>]) -> Vec<Tensor<2>> {
-    let ([rows, inputs], dtype) = (x.dims(), x.dtype());
-    let x = buffer(x);
+fn few(x: &CubeTensor, layers: &[DeviceLinear<'_>]) -> Vec<Tensor<2>> {
+    let ([rows, inputs], dtype) = (x.meta.shape.dims(), x.dtype);
     let client = x.client.clone();
     let (weight, bias, epilogue) = &layers[0];
     let (finish, other) = Finish::of(epilogue);
@@ -102,7 +111,7 @@ fn few(x: Tensor<2>, layers: &[DeviceLinear<'_>]) -> Vec<Tensor<2>> {
     let scales: Vec<_> = scales.into_iter().flatten().collect();
     let scale = scales.first().map_or(DType::F32, |scales| scales.dtype);
     let biases = layers.iter().filter_map(|(_, bias, _)| *bias);
-    let results: Vec<_> = sizes.iter().map(|&outs| room(&x, [rows, outs], dtype)).collect();
+    let results: Vec<_> = sizes.iter().map(|&outs| room(x, [rows, outs], dtype)).collect();
     let dtypes = [element(weights[0].dtype), element(scale), element(dtype)];
     few_kernel::launch(
         &client,
@@ -111,7 +120,7 @@ fn few(x: Tensor<2>, layers: &[DeviceLinear<'_>]) -> Vec<Tensor<2>> {
         vectors[0],
         vectors[1],
         plan.outs,
-        x.into_buffer_arg(),
+        x.clone().into_buffer_arg(),
         weights.into_iter().map(CubeTensor::into_buffer_arg).collect(),
         scales.into_iter().map(CubeTensor::into_buffer_arg).collect(),
         biases.map(|bias| buffer(bias.clone().cast(dtype)).into_buffer_arg()).collect(),
