@@ -1,8 +1,6 @@
 //! The list of families, and loading one.
 
-use dfastllm_backends::{
-    DType, OpenDevice, Precision, Quantize, WeightChoice, WeightFormat,
-};
+use dfastllm_backends::{DType, OpenDevice, Precision, Quantize, WeightChoice, WeightFormat};
 use serde_json::Value;
 
 use crate::checkpoint::{self, StoredTensor, StoredTensors};

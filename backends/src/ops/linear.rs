@@ -203,7 +203,8 @@ mod tests {
                 let matrix = PackedMatrix::pack(w.clone(), format);
                 let blocks = Blocks::new(&matrix, &Device::flex()).unwrap();
                 assert_eq!(DeviceWeight::Blocks(Box::new(blocks.clone())).dims(), [outs, k]);
-                let got: Vec<f32> = blocks.dequantised(DType::F32).into_data().try_to_vec().unwrap();
+                let got: Vec<f32> =
+                    blocks.dequantised(DType::F32).into_data().try_to_vec().unwrap();
                 assert_eq!(got, matrix.rows(), "{format:?} {outs}x{k}");
             }
         }

@@ -230,17 +230,23 @@ fn zeros_stay_zero_and_what_is_no_number_stays_none() {
 fn what_is_packed_serves_as_what_it_was_packed_from() {
     for lane in lanes("linear, packed") {
         let (shape, x) = ([35, 70], lane.noise::<2>(1, [4, 70]).tested);
-        let weight = lane.pair(&weight(2, shape), shape);
-        for (quantize, dtype) in
-            [(Quantize::None, lane.dtype), (Quantize::Int8, lane.dtype), (Quantize::Int4, DType::F32)]
-        {
+        let weight = lane.pair(&weight(2, shape), shape).reference;
+        for (quantize, dtype) in [
+            (Quantize::None, lane.dtype),
+            // Whether or not the device computes in it.
+            (Quantize::None, DType::BF16),
+            (Quantize::Int8, lane.dtype),
+            (Quantize::Int4, DType::F32),
+        ] {
             let format = WeightFormat::of(dtype, quantize);
-            let matrix = PackedMatrix::pack(weight.reference.clone(), format);
+            let matrix = PackedMatrix::pack(weight.clone(), format);
             let packed = Linear::packed(matrix, None, (&lane.device, lane.dtype));
-            let own = Linear::new(weight.tested.clone(), None, quantize);
+            let rounded = weight.clone().cast(dtype).to_data().convert_dtype(lane.dtype);
+            let own = Tensor::from_data(rounded, (&lane.device, lane.dtype));
+            let own = Linear::new(own, None, quantize);
             let [packed, own] =
                 [packed, own].map(|l| bits(&ops::linear(x.clone(), &l, Epilogue::None)));
-            assert_eq!(packed, own, "{quantize}");
+            assert_eq!(packed, own, "{quantize} of {dtype:?}");
         }
     }
 }

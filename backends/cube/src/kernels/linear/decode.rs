@@ -21,11 +21,7 @@ const WHOLE: u32 = 0x4b00_0000;
 /// Weight `i` of a word, its scale not applied. Free of conversions, which are slower than sums on
 /// many GPUs; exact.
 #[cube]
-pub(super) fn stored(
-    word: u32,
-    #[comptime] i: usize,
-    #[comptime] format: BlockFormat,
-) -> f32 {
+pub(super) fn stored(word: u32, #[comptime] i: usize, #[comptime] format: BlockFormat) -> f32 {
     let bits = comptime!(32 / format.per_word());
     let shift = comptime!((bits * i) as u32);
     let mask = comptime!((1u32 << bits) - 1);

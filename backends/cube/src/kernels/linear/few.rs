@@ -238,10 +238,7 @@ fn unpack<W: Numeric, N: Size>(
 
 /// A load with its next part first.
 #[cube]
-fn next_part<W: Numeric, N: Size>(
-    loaded: Vector<W, N>,
-    #[comptime] plan: Plan,
-) -> Vector<W, N> {
+fn next_part<W: Numeric, N: Size>(loaded: Vector<W, N>, #[comptime] plan: Plan) -> Vector<W, N> {
     match plan.format {
         Format::Floats => loaded,
         Format::Blocks(format) => {

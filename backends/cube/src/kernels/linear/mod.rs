@@ -15,11 +15,11 @@ use cubecl::prelude::*;
 use dfastllm_backends::ops::{DeviceLinear, DeviceWeight, Epilogue};
 use dfastllm_backends::{DType, Tensor};
 
-use super::buffers::{buffer, element, int_buffer, room, tensor};
 use self::decode::{BLOCK, Format};
 use self::epilogue::Finish;
 use self::few::{Plan, few_kernel};
 use self::many::Target;
+use super::buffers::{buffer, element, int_buffer, room, tensor};
 
 /// Most rows of the kernel for few.
 const FEW_ROWS: usize = 64;
