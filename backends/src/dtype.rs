@@ -144,7 +144,7 @@ impl Precision {
         supported: &[DType],
     ) -> Result<Self, DeviceError> {
         let WeightChoice { dtype: choice, quantize } = choice.into();
-        if quantize != Quantize::None && spec != DeviceSpec::Cpu {
+        if quantize != Quantize::None && spec == DeviceSpec::NdArray {
             return Err(DeviceError::UnsupportedQuantize { spec, quantize: quantize.to_string() });
         }
         let weights = match choice.dtype() {
@@ -194,9 +194,11 @@ mod tests {
         assert_eq!(error.to_string(), "device 'ndarray' cannot compute in bf16: it supports f32");
         let int8 = WeightChoice { dtype: DTypeChoice::Auto, quantize: Quantize::Int8 };
         let resolve = |spec| Precision::resolve(int8, DType::F32, spec, &f32_only);
-        assert_eq!(resolve(DeviceSpec::Cpu).unwrap().quantize, Quantize::Int8);
-        let error = resolve(DeviceSpec::Vulkan(0)).unwrap_err().to_string();
-        assert_eq!(error, "device 'vulkan:0' has no int8 weights: only cpu has");
+        for spec in [DeviceSpec::Cpu, DeviceSpec::Vulkan(0), DeviceSpec::Cuda(1)] {
+            assert_eq!(resolve(spec).unwrap().quantize, Quantize::Int8, "{spec}");
+        }
+        let error = resolve(DeviceSpec::NdArray).unwrap_err().to_string();
+        assert_eq!(error, "device 'ndarray' has no int8 weights: cpu and GPUs have");
         let error = "int2".parse::<Quantize>().unwrap_err().to_string();
         assert_eq!(error, "unknown quantisation 'int2': expected none, int8 or int4");
     }

@@ -48,7 +48,7 @@ pub enum DeviceError {
         found: String,
     },
     /// The device has no kernels for quantised weights.
-    #[error("device '{spec}' has no {quantize} weights: only cpu has")]
+    #[error("device '{spec}' has no {quantize} weights: cpu and GPUs have")]
     UnsupportedQuantize {
         /// The device.
         spec: DeviceSpec,

@@ -1,8 +1,6 @@
 //! The list of families, and loading one.
 
-use dfastllm_backends::{
-    DType, DeviceError, DeviceSpec, OpenDevice, Precision, Quantize, WeightChoice, WeightFormat,
-};
+use dfastllm_backends::{DType, OpenDevice, Precision, Quantize, WeightChoice, WeightFormat};
 use serde_json::Value;
 
 use crate::checkpoint::{self, StoredTensor, StoredTensors};
@@ -105,10 +103,6 @@ pub fn load(
     let packed = config::packed_format(&config)?;
     let choice = packed_choice(weights.into(), packed)?;
     let precision = Precision::resolve(choice, own, device.spec, &device.info.dtypes)?;
-    if let Some(format) = packed.filter(|_| device.spec != DeviceSpec::Cpu) {
-        let (spec, quantize) = (device.spec, format!("packed {}", format.name()));
-        return Err(DeviceError::UnsupportedQuantize { spec, quantize }.into());
-    }
     let mut weights = Weights::new(stored, device.device.clone(), precision).with_packed(packed);
     let model = (family.load)(&config, &mut weights)?;
     let projections = weights.projections();

@@ -2,7 +2,7 @@
 
 use dfastllm_backends::ops::Linear;
 use dfastllm_backends::{
-    Bytes, DType, Device, PackedMatrix, Precision, Tensor, WeightFormat, tensor_data,
+    Bytes, DType, Device, PackedMatrix, Precision, Quantize, Tensor, WeightFormat, tensor_data,
 };
 
 use crate::LoadError;
@@ -91,24 +91,39 @@ impl Weights {
     pub(crate) fn linear(&mut self, prefix: &str, out: usize, inp: usize, bias: Bias) -> Linear {
         self.count(out, inp);
         let name = format!("{prefix}.weight");
-        let vector = |weights: &mut Self| weights.vector(&format!("{prefix}.bias"), out);
-        if let Some(format) = self.packed {
+        let (device, Precision { weights: dtype, quantize, .. }) =
+            (self.device.clone(), self.precision);
+        let matrix = if let Some(format) = self.packed {
             let shape = PackedMatrix::words_of(format, [out, inp]);
             let bytes = self.read(&name, &shape, |stored| stored.dtype == DType::U32);
-            let bias = (bias == Bias::Yes).then(|| vector(self));
-            let matrix = bytes.and_then(|b| PackedMatrix::from_bytes(b, format, [out, inp]));
-            if let Some(matrix) = matrix {
-                return Linear::packed(matrix, bias);
-            }
-            let placeholder = self.zeros([1; 2], self.precision.weights);
-            return Linear::new(placeholder, bias, self.precision.quantize);
+            bytes.and_then(|bytes| PackedMatrix::from_bytes(bytes, format, [out, inp]))
+        } else if quantize != Quantize::None {
+            // Quantised by the host, whatever the device.
+            let weight = self.projection(&name, [out, inp], &Device::flex());
+            Some(PackedMatrix::pack(weight, WeightFormat::of(dtype, quantize)))
+        } else {
+            let weight = self.projection(&name, [out, inp], &device);
+            let bias = self.bias(prefix, out, bias);
+            return Linear::new(weight, bias, quantize);
+        };
+        let bias = self.bias(prefix, out, bias);
+        match matrix {
+            Some(matrix) => Linear::packed(matrix, bias, (&device, dtype)),
+            None => Linear::new(Tensor::zeros([1; 2], (&device, dtype)), bias, Quantize::None),
         }
-        let weight = self.matrix(&name, out, inp);
+    }
+
+    /// The weight of a projection, in the weights' dtype.
+    fn projection(&mut self, name: &str, shape: [usize; 2], device: &Device) -> Tensor<2> {
+        let weight = self.tensor_on(name, shape, (device, self.precision.weights));
         if let Some(missing) = self.missing.last_mut().filter(|m| m.name == name) {
             missing.is_projection = true;
         }
-        let bias = (bias == Bias::Yes).then(|| vector(self));
-        Linear::new(weight, bias, self.precision.quantize)
+        weight
+    }
+
+    fn bias(&mut self, prefix: &str, out: usize, bias: Bias) -> Option<Tensor<1>> {
+        (bias == Bias::Yes).then(|| self.vector(&format!("{prefix}.bias"), out))
     }
 
     fn count(&mut self, out: usize, inp: usize) {
@@ -125,6 +140,16 @@ impl Weights {
     }
 
     fn tensor<const D: usize>(&mut self, name: &str, shape: [usize; D], dtype: DType) -> Tensor<D> {
+        let device = self.device.clone();
+        self.tensor_on(name, shape, (&device, dtype))
+    }
+
+    fn tensor_on<const D: usize>(
+        &mut self,
+        name: &str,
+        shape: [usize; D],
+        (device, dtype): (&Device, DType),
+    ) -> Tensor<D> {
         let mut own = dtype;
         let read = self.read(name, &shape, |stored| {
             own = stored.dtype;
@@ -134,14 +159,10 @@ impl Weights {
             // Converted here, because a device need not know the checkpoint's dtype: wgpu has no bf16.
             Some(bytes) => {
                 let data = tensor_data(bytes, shape, own).convert_dtype(dtype);
-                Tensor::from_data(data, (&self.device, dtype))
+                Tensor::from_data(data, (device, dtype))
             }
-            None => self.zeros([1; D], dtype),
+            None => Tensor::zeros([1; D], (device, dtype)),
         }
-    }
-
-    fn zeros<const D: usize>(&self, shape: [usize; D], dtype: DType) -> Tensor<D> {
-        Tensor::zeros(shape, (&self.device, dtype))
     }
 
     /// The bytes of a stored tensor of this shape whose dtype is accepted; notes what is wrong.

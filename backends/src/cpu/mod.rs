@@ -22,7 +22,7 @@ pub(crate) use flex::{
     is_flex, is_flex_f32, is_host, normalise, packed_linear, paged_attention, rotate, store_rows,
 };
 pub use isa::{CpuPath, active_path};
-pub(crate) use packed::PackedLinear;
+pub(crate) use packed::{BlockRows, PackedLinear};
 pub use packed::{PackedMatrix, WeightFormat};
 pub use roofline::{ReadTest, multiply_rate};
 pub(crate) use vector::{SoftmaxSums, Stored, softmax_sums};

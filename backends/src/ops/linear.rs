@@ -1,5 +1,6 @@
-use burn::tensor::{DType, Tensor, activation};
+use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 
+use super::blocks::Blocks;
 use super::gelu_new;
 use super::kernels::kernels;
 use crate::cpu::{self, PackedLinear};
@@ -25,25 +26,53 @@ enum Weight {
 pub enum DeviceWeight {
     /// `[out, in]`, of a float type.
     Dense(Box<Tensor<2>>),
+    /// Quantised.
+    Blocks(Box<Blocks>),
+}
+
+impl DeviceWeight {
+    /// `[out, in]`
+    #[must_use]
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(weight) => weight.dims(),
+            Self::Blocks(blocks) => [blocks.scales.dims()[0], blocks.inputs],
+        }
+    }
 }
 
 impl Linear {
     /// A projection of `weight [out, in]` and `bias [out]`. On CPU the weight is packed for its
-    /// kernels, one copy in memory; elsewhere `quantize` has no effect
-    /// ([`crate::Precision::resolve`] refuses it).
+    /// kernels, one copy in memory; elsewhere it stays as it is unless it is to be quantised.
     #[must_use]
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>, quantize: Quantize) -> Self {
-        if cpu::is_flex(&weight.device()) {
-            let format = WeightFormat::of(weight.dtype(), quantize);
-            return Self::packed(PackedMatrix::pack(weight, format), bias);
+        let (device, dtype) = (weight.device(), weight.dtype());
+        if cpu::is_flex(&device) || quantize != Quantize::None {
+            let matrix = PackedMatrix::pack(weight, WeightFormat::of(dtype, quantize));
+            return Self::packed(matrix, bias, (&device, dtype));
         }
         Self { weight: Weight::Device(DeviceWeight::Dense(Box::new(weight))), bias }
     }
 
-    /// A projection on CPU of a weight that is packed already.
+    /// A projection of a weight that is packed already, on a device. Elsewhere than on CPU it is
+    /// taken apart again: floats become floats of a type, what is quantised is not rounded again.
     #[must_use]
-    pub fn packed(matrix: PackedMatrix, bias: Option<Tensor<1>>) -> Self {
-        Self { weight: Weight::Packed(PackedLinear::new(matrix, bias)), bias: None }
+    pub fn packed(
+        matrix: PackedMatrix,
+        bias: Option<Tensor<1>>,
+        (device, dtype): (&Device, DType),
+    ) -> Self {
+        if cpu::is_flex(device) {
+            return Self { weight: Weight::Packed(PackedLinear::new(matrix, bias)), bias: None };
+        }
+        let weight = match Blocks::new(&matrix, device) {
+            Some(blocks) => DeviceWeight::Blocks(Box::new(blocks)),
+            None => {
+                let data = TensorData::new(matrix.rows(), matrix.dims()).convert_dtype(dtype);
+                DeviceWeight::Dense(Box::new(Tensor::from_data(data, (device, dtype))))
+            }
+        };
+        Self { weight: Weight::Device(weight), bias }
     }
 }
 
@@ -100,7 +129,8 @@ pub fn linears<const N: usize>(x: Tensor<2>, layers: [(&Linear, Epilogue); N]) -
     })
 }
 
-/// The portable default of [`linear`]: multiplied in the weight's dtype.
+/// The portable default of [`linear`]: multiplied in the weight's dtype, quantised weights in that
+/// of `x`.
 #[must_use]
 pub fn portable_linear(
     x: Tensor<2>,
@@ -108,9 +138,12 @@ pub fn portable_linear(
     bias: Option<&Tensor<1>>,
     epilogue: Epilogue,
 ) -> Tensor<2> {
-    let DeviceWeight::Dense(weight) = weight;
     let dtype = x.dtype();
-    let y = x.cast(weight.dtype()).matmul((**weight).clone().transpose()).cast(dtype);
+    let weight = match weight {
+        DeviceWeight::Dense(weight) => (**weight).clone(),
+        DeviceWeight::Blocks(blocks) => blocks.dequantised(dtype),
+    };
+    let y = x.cast(weight.dtype()).matmul(weight.transpose()).cast(dtype);
     let y = match bias {
         Some(bias) => y + bias.clone().unsqueeze(),
         None => y,
@@ -160,5 +193,22 @@ mod tests {
                 assert!(far < 1e-4, "{epilogue:?} {rows} rows: {far}");
             }
         }
+    }
+
+    #[test]
+    fn blocks_are_the_weights_that_were_quantised() {
+        for (outs, k) in [(1, 1), (33, 31), (5, 64), (7, 97)] {
+            let w = tensor([outs, k], 5);
+            for format in [WeightFormat::Int8, WeightFormat::Int4] {
+                let matrix = PackedMatrix::pack(w.clone(), format);
+                let blocks = Blocks::new(&matrix, &Device::flex()).unwrap();
+                assert_eq!(DeviceWeight::Blocks(Box::new(blocks.clone())).dims(), [outs, k]);
+                let got: Vec<f32> =
+                    blocks.dequantised(DType::F32).into_data().try_to_vec().unwrap();
+                assert_eq!(got, matrix.rows(), "{format:?} {outs}x{k}");
+            }
+        }
+        let dense = PackedMatrix::pack(tensor([2, 2], 1), WeightFormat::F16);
+        assert!(Blocks::new(&dense, &Device::flex()).is_none());
     }
 }

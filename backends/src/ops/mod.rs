@@ -7,6 +7,7 @@
 mod activation;
 mod adjust;
 mod attention;
+mod blocks;
 mod embed;
 mod kernels;
 mod linear;
@@ -21,6 +22,7 @@ mod token_set;
 
 pub use activation::gelu_new;
 pub use attention::{AttentionHeads, LayerPages, attention, portable_attention, rotate_and_store};
+pub use blocks::{BlockFormat, Blocks};
 pub use embed::{embed, select_rows};
 pub use kernels::{DeviceKernels, DeviceLinear, install_kernels, warm_up_rows};
 pub use linear::{DeviceWeight, Epilogue, Linear, linear, linears, portable_linear};

@@ -5,11 +5,12 @@
 //! elsewhere.
 
 mod buffers;
+mod linear;
 mod norm;
 mod reduce;
 
 use dfastllm_backends::Tensor;
-use dfastllm_backends::ops::{DeviceKernels, DeviceLinear, Normal, portable_linear};
+use dfastllm_backends::ops::{DeviceKernels, DeviceLinear, Normal};
 
 /// All kernels of this package.
 #[derive(Debug)]
@@ -27,9 +28,6 @@ impl DeviceKernels for CubeKernels {
     }
 
     fn linears(&self, x: Tensor<2>, layers: &[DeviceLinear<'_>]) -> Vec<Tensor<2>> {
-        let linear = |(weight, bias, epilogue): &DeviceLinear<'_>| {
-            portable_linear(x.clone(), weight, *bias, epilogue.clone())
-        };
-        layers.iter().map(linear).collect()
+        linear::linears(x, layers)
     }
 }

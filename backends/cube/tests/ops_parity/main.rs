@@ -8,5 +8,6 @@
 
 mod attention;
 mod lane;
+mod linear;
 mod rows;
 mod score;

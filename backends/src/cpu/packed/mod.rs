@@ -10,6 +10,7 @@
 mod bytes;
 mod columns;
 mod pack;
+mod unpack;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use self::bytes::{ByteTiles, Quantised};
 pub(super) use self::columns::rounded;
 use self::columns::{Columns, Pairs};
 pub use self::pack::PackedMatrix;
+pub(crate) use self::unpack::BlockRows;
 use super::buffers::Buffer;
 use super::isa::{CpuPath, Isa, Kernel, active_path, dispatch};
 use super::share::{Grid, share};

@@ -16,9 +16,9 @@ pub(super) const SCALE_WORDS: usize = PANEL / 2;
 /// A weight `[outs, k]` in the layout the CPU's kernels read: panels of 32 outputs, of 32-bit words.
 #[derive(Debug)]
 pub struct PackedMatrix {
-    format: WeightFormat,
-    outs: usize,
-    k: usize,
+    pub(super) format: WeightFormat,
+    pub(super) outs: usize,
+    pub(super) k: usize,
     words: Words,
 }
 
@@ -106,10 +106,6 @@ impl PackedMatrix {
             }
         });
         Self { format, outs, k, words: Words::Packed(words) }
-    }
-
-    pub(super) fn format(&self) -> WeightFormat {
-        self.format
     }
 
     pub(super) fn outs(&self) -> usize {
