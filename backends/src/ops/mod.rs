@@ -8,7 +8,7 @@ mod activation;
 mod adjust;
 mod attention;
 mod embed;
-mod kernels;
+pub(crate) mod kernels;
 mod linear;
 mod norm;
 pub mod philox;
@@ -30,5 +30,5 @@ pub use row_params::{
     ConfidenceOf, Credit, Draw, FilterOrder, Filters, Guidance, Mix, Penalties, RowParams,
 };
 pub use score::{RowScore, portable_scores, score_rows};
-pub use tables::{AttentionRows, KeyTables};
+pub use tables::{AttentionRows, KeyLayout, KeyTables, TileClass};
 pub use token_set::TokenSet;
