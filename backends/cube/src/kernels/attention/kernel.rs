@@ -8,6 +8,9 @@ use super::plan::Tile;
 /// What hidden keys score: lower than any score, and WGSL has no infinity.
 const HIDDEN: f32 = -3.0e38;
 
+/// Loads of keys, and as many of values, that a unit has under way.
+const LOADS: usize = 4;
+
 /// Runtime numbers of a launch.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
 pub(super) struct Sizes {
@@ -247,7 +250,7 @@ fn find_keys<P: Float, N: Size>(
     }
 }
 
-/// Keys and values of the present lanes, zeros where there is none.
+/// Keys and values of the present lanes.
 #[cube]
 #[expect(clippy::too_many_arguments, reason = "buffers of a kernel")]
 fn load_keys<P: Float, N: Size>(
@@ -263,34 +266,41 @@ fn load_keys<P: Float, N: Size>(
 ) {
     let total = comptime!(tile.keys * tile.vectors);
     let steps = comptime!(total.div_ceil(tile.units));
-    // Unrolled, so that a unit's loads are all under way before it stores the first.
-    #[unroll(steps <= 8)]
-    for step in 0..steps {
-        let i = step * comptime!(tile.units) + UNIT_POS as usize;
-        if i < total {
+    let chunk = comptime!(steps.min(LOADS));
+    let kv_heads = sizes.kv_heads as usize;
+    for round in 0..comptime!(steps.div_ceil(chunk)) {
+        let first = round * comptime!(chunk * tile.units) + UNIT_POS as usize;
+        let mut k = Array::<Vector<P, N>>::new(chunk);
+        let mut v = Array::<Vector<P, N>>::new(chunk);
+        // No load waits for another, and none is behind a branch: what must not be there is replaced
+        // afterwards, so that all of them are under way at once.
+        #[unroll]
+        for step in 0..chunk {
+            let i = min(first + step * comptime!(tile.units), comptime!(total - 1));
             let (key, vector) = (i / comptime!(tile.vectors), i % comptime!(tile.vectors));
             let place = memory.places[key];
-            let mut k = Vector::<P, N>::new(P::new(0.0));
-            let mut v = Vector::<P, N>::new(P::new(0.0));
-            if memory.positions[key] >= 0 {
-                let row = u32::cast_from(select(place >= 0, place, i32::new(-1) - place)) as usize;
-                let row = row * sizes.kv_heads as usize + work.kv_head;
-                let at = row * comptime!(tile.vectors) + vector;
-                if comptime!(has_own) {
-                    if place >= 0 {
-                        k = keys[at];
-                        v = values[at];
-                    } else {
-                        k = own_keys[at];
-                        v = own_values[at];
-                    }
-                } else {
-                    k = keys[at];
-                    v = values[at];
-                }
+            let slot = u32::cast_from(max(place, 0)) as usize;
+            let at = (slot * kv_heads + work.kv_head) * comptime!(tile.vectors) + vector;
+            let (mut one_k, mut one_v) = (keys[at], values[at]);
+            if comptime!(has_own) {
+                let row = u32::cast_from(max(i32::new(-1) - place, 0)) as usize;
+                let at = (row * kv_heads + work.kv_head) * comptime!(tile.vectors) + vector;
+                one_k = select(place < 0, own_keys[at], one_k);
+                one_v = select(place < 0, own_values[at], one_v);
             }
-            memory.keys[key * comptime!(tile.vectors + 1) + vector] = k;
-            memory.values[i] = v;
+            k[step] = one_k;
+            // A hidden key's score is not its own, but its value is weighed, by 0.
+            let nothing = Vector::<P, N>::new(P::new(0.0));
+            v[step] = select(memory.positions[key] < 0, nothing, one_v);
+        }
+        #[unroll]
+        for step in 0..chunk {
+            let i = first + step * comptime!(tile.units);
+            if i < total {
+                let (key, vector) = (i / comptime!(tile.vectors), i % comptime!(tile.vectors));
+                memory.keys[key * comptime!(tile.vectors + 1) + vector] = k[step];
+                memory.values[i] = v[step];
+            }
         }
     }
 }
