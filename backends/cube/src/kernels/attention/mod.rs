@@ -4,17 +4,22 @@
 //! few rows would leave most of a card idle if each cube had all keys of its rows. Parts are joined
 //! by a second kernel.
 
+mod join;
 mod kernel;
+mod load;
 mod plan;
+mod work;
 
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 use dfastllm_backends::ops::{AttentionHeads, KeyTables, TileClass};
 use dfastllm_backends::{DType, Tensor};
 
-use self::kernel::{SizesLaunch, attention_kernel, join_kernel};
+use self::join::join_kernel;
+use self::kernel::attention_kernel;
 use self::plan::{Plan, vector_size};
+use self::work::SizesLaunch;
 use super::buffers::{buffer, element, int_buffer, room, tensor};
-use burn_cubecl::tensor::CubeTensor;
 
 /// The buffers that all launches of one call read, and its result.
 struct Buffers {

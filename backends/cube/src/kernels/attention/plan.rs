@@ -165,7 +165,7 @@ mod tests {
             let scores = tile.queries * tile.keys * tile.parts;
             let bytes = stored + 4 * (tile.queries * head_dim + scores);
             assert!(bytes <= SHARED_BYTES, "{rows} rows of {head_dim}: {bytes}, {tile:?}");
-            assert!(tile.queries % tile.block == 0 && tile.keys >= 1, "{tile:?}");
+            assert!(tile.queries.is_multiple_of(tile.block) && tile.keys >= 1, "{tile:?}");
         }
     }
 
