@@ -4,6 +4,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::RaggedRows;
 use crate::cpu;
+use crate::ops::kernels::kernels;
 use crate::rows::WriteRun;
 
 /// Sizes of a pool.
@@ -107,6 +108,15 @@ impl KvPool {
     /// Copies all layers of page `from` to page `to`.
     pub fn copy_page(&mut self, from: u32, to: u32) {
         let size = self.shape.page_size;
+        if from == to {
+            return;
+        }
+        if let Some(kernels) = kernels(&self.device) {
+            for store in self.keys.iter_mut().chain(&mut self.values) {
+                kernels.copy_rows(store, from as usize * size, to as usize * size, size);
+            }
+            return;
+        }
         let [from, to] = [from, to].map(|page| page as usize * size..(page as usize + 1) * size);
         for store in self.keys.iter_mut().chain(&mut self.values) {
             let part = store.clone().slice([from.clone()]);
@@ -120,7 +130,8 @@ impl KvPool {
     }
 
     /// Keys and values of one layer: `[slots, width]` each.
-    pub(crate) fn layer(&self, layer: usize) -> (&Tensor<2>, &Tensor<2>) {
+    #[must_use]
+    pub fn layer(&self, layer: usize) -> (&Tensor<2>, &Tensor<2>) {
         (&self.keys[layer], &self.values[layer])
     }
 }

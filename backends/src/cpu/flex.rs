@@ -94,11 +94,12 @@ pub(crate) fn normalise(
     Tensor::from_primitive::<Flex>(y.into_tensor(shape))
 }
 
-/// Turns heads: `x [rows, heads * head_dim]`, `cos` and `sin` `[rows, 1, half]`.
-pub(crate) fn rotate(x: Tensor<2>, cos: &Tensor<3>, sin: &Tensor<3>, head_dim: usize) -> Tensor<2> {
-    let (shape, half) = (x.dims(), cos.dims()[2]);
-    let [x, cos, sin] = [contiguous(x), contiguous(cos.clone()), contiguous(sin.clone())];
-    let turns = Turns { cos: slice(&cos), sin: slice(&sin), half, head_dim };
+/// Turns heads: `x [rows, heads * head_dim]`, `angles` cosines and sines `[2, rows, half]`.
+pub(crate) fn rotate(x: Tensor<2>, angles: &Tensor<3>, head_dim: usize) -> Tensor<2> {
+    let (shape, half) = (x.dims(), angles.dims()[2]);
+    let [x, angles] = [contiguous(x), contiguous(angles.clone())];
+    let (cos, sin) = slice(&angles).split_at(shape[0] * half);
+    let turns = Turns { cos, sin, half, head_dim };
     let y = elementwise::rotate(active_path(), slice(&x), turns, shape[0]);
     Tensor::from_primitive::<Flex>(y.into_tensor(shape))
 }

@@ -1,5 +1,6 @@
 use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 
+use super::kernels::kernels;
 use super::{AttentionRows, Rope, RopeAngles, select_rows};
 use crate::cpu::{self, AttentionPlan};
 use crate::rows::{Attend, KeyRun, KeySource, Span};
@@ -7,6 +8,9 @@ use crate::{KvPool, RaggedRows};
 
 /// The cache's pages of one layer.
 pub type LayerPages<'a> = (&'a mut KvPool, usize);
+
+/// Largest head that devices' kernels have room for.
+const LARGEST_HEAD: usize = 256;
 
 /// Turns queries and keys to their positions and writes keys and values of writing spans to their
 /// pages. Returns queries, and keys and values as [`attention`] takes them.
@@ -22,6 +26,16 @@ pub fn rotate_and_store(
     rows: &AttentionRows<'_>,
     (pool, layer): LayerPages<'_>,
 ) -> (Tensor<2>, [Tensor<2>; 2]) {
+    if let (Some(kernels), Some(tables)) = (kernels(&query.device()), rows.tables()) {
+        let turn = (rope.shape(), angles);
+        return kernels.rotate_and_store(
+            query,
+            [keys, values],
+            turn,
+            tables,
+            pool.layer_mut(layer),
+        );
+    }
     let (query, keys) = (rope.apply(query, angles), rope.apply(keys, angles));
     pool.write(layer, rows.rows(), &keys, &values);
     (query, [keys, values])
@@ -53,6 +67,11 @@ pub fn attention(
     heads: AttentionHeads,
 ) -> Tensor<2> {
     let (pool_keys, pool_values) = pool.layer(layer);
+    let device_kernels = kernels(&query.device()).filter(|_| heads.head_dim <= LARGEST_HEAD);
+    if let (Some(kernels), Some(tables)) = (device_kernels, rows.tables()) {
+        let pool = [pool_keys, pool_values];
+        return kernels.attention(query, [keys, values], pool, tables, heads);
+    }
     let rows = rows.rows();
     let pool = [pool_keys.clone(), pool_values.clone()];
     let has_kernel = matches!(pool[0].dtype(), DType::F32 | DType::BF16 | DType::F16);

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use burn::tensor::{Device, Tensor};
 
-use super::{DeviceWeight, Epilogue, Normal};
+use super::{AttentionHeads, DeviceWeight, Epilogue, KeyTables, Normal, RopeAngles, RopeShape};
 use crate::cpu;
 
 /// One projection of [`DeviceKernels::linears`]: its weight, its bias `[out]`, and what is done to
@@ -27,6 +27,32 @@ pub trait DeviceKernels: Sync {
 
     /// Projections of one input, `x [rows, in]` to `[rows, out]` each.
     fn linears(&self, x: Tensor<2>, layers: &[DeviceLinear<'_>]) -> Vec<Tensor<2>>;
+
+    /// Turns the heads of queries and keys, and writes keys and values of rows that are to be written
+    /// into `pool`, in place. Returns queries, and keys and values of the rows as
+    /// [`attention`](Self::attention) takes them: in the dtype of the pool if some row attends to them
+    /// ([`KeyLayout::has_own_keys`](super::KeyLayout)), else anything.
+    fn rotate_and_store(
+        &self,
+        query: Tensor<2>,
+        own: [Tensor<2>; 2],
+        turn: (RopeShape, &RopeAngles),
+        tables: &KeyTables,
+        pool: [&mut Tensor<2>; 2],
+    ) -> (Tensor<2>, [Tensor<2>; 2]);
+
+    /// Attention of turned queries over pages and own rows. A row that sees no key gets zeros.
+    fn attention(
+        &self,
+        query: Tensor<2>,
+        own: [Tensor<2>; 2],
+        pool: [&Tensor<2>; 2],
+        tables: &KeyTables,
+        heads: AttentionHeads,
+    ) -> Tensor<2>;
+
+    /// Copies `count` rows of `x` from row `from` to row `to`, in place; the two do not overlap.
+    fn copy_rows(&self, x: &mut Tensor<2>, from: usize, to: usize, count: usize);
 }
 
 static KERNELS: OnceLock<&'static dyn DeviceKernels> = OnceLock::new();

@@ -9,7 +9,7 @@ mod adjust;
 mod attention;
 mod blocks;
 mod embed;
-mod kernels;
+pub(crate) mod kernels;
 mod linear;
 mod norm;
 pub mod philox;
@@ -32,5 +32,5 @@ pub use row_params::{
     ConfidenceOf, Credit, Draw, FilterOrder, Filters, Guidance, Mix, Penalties, RowParams,
 };
 pub use score::{RowScore, portable_scores, score_rows};
-pub use tables::{AttentionRows, KeyTables};
+pub use tables::{AttentionRows, KeyLayout, KeyTables, TileClass};
 pub use token_set::TokenSet;

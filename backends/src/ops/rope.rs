@@ -36,10 +36,16 @@ pub struct Rope {
 /// Sines and cosines of the rows of one pass, shared by its layers.
 #[derive(Debug, Clone)]
 pub struct RopeAngles {
-    /// `[rows, 1, half]`
-    pub cos: Tensor<3>,
-    /// `[rows, 1, half]`
-    pub sin: Tensor<3>,
+    /// `[2, rows, half]`, cosines and then sines: f32, or the activations' dtype if they round there.
+    pub table: Tensor<3>,
+}
+
+impl RopeAngles {
+    /// Cosines and sines, `[rows, 1, half]` each.
+    fn parts(&self) -> [Tensor<3>; 2] {
+        let [_, rows, half] = self.table.dims();
+        [0, 1].map(|i| self.table.clone().slice([i..i + 1]).reshape([rows, 1, half]))
+    }
 }
 
 impl Rope {
@@ -63,20 +69,20 @@ impl Rope {
     /// Sines and cosines for rows at `positions`, for activations of `dtype`.
     #[must_use]
     pub fn angles(&self, positions: &[usize], dtype: DType, device: &Device) -> RopeAngles {
-        let table = |f: fn(f32) -> f32| {
-            let values: Vec<f32> = positions
+        let part = |f: fn(f32) -> f32| {
+            positions
                 .iter()
-                .flat_map(|&p| self.inverse_frequencies.iter().map(move |w| f(p as f32 * w)))
-                .collect();
-            let shape = [positions.len(), 1, self.inverse_frequencies.len()];
-            let tensor =
-                Tensor::<3>::from_data(TensorData::new(values, shape), (device, DType::F32));
-            match self.precision {
-                RopePrecision::Float32 => tensor,
-                RopePrecision::Activations => tensor.cast(dtype),
-            }
+                .flat_map(move |&p| self.inverse_frequencies.iter().map(move |w| f(p as f32 * w)))
         };
-        RopeAngles { cos: table(f32::cos), sin: table(f32::sin) }
+        let values: Vec<f32> = part(f32::cos).chain(part(f32::sin)).collect();
+        let shape = [2, positions.len(), self.inverse_frequencies.len()];
+        let dtype = match self.precision {
+            RopePrecision::Float32 => DType::F32,
+            RopePrecision::Activations => dtype,
+        };
+        // Rounded here, so that one copy is all the device has to do.
+        let data = TensorData::new(values, shape).convert_dtype(dtype);
+        RopeAngles { table: Tensor::from_data(data, (device, dtype)) }
     }
 
     /// Turns every head of every row.
@@ -85,8 +91,8 @@ impl Rope {
     /// - `x`: `[rows, heads * head_dim]`; returns the same
     #[must_use]
     pub fn apply(&self, x: Tensor<2>, angles: &RopeAngles) -> Tensor<2> {
-        if cpu::is_flex_f32(&x) && angles.cos.dtype() == DType::F32 {
-            return cpu::rotate(x, &angles.cos, &angles.sin, self.head_dim);
+        if cpu::is_flex_f32(&x) && angles.table.dtype() == DType::F32 {
+            return cpu::rotate(x, &angles.table, self.head_dim);
         }
         self.portable_apply(x, angles)
     }
@@ -104,8 +110,9 @@ impl Rope {
             heads.clone().slice([0..rows, 0..width / self.head_dim, from..to])
         };
         let (first, second) = (part(0, half), part(half, 2 * half)); // [rows, heads, half]
-        let turned_first = first.clone() * angles.cos.clone() - second.clone() * angles.sin.clone();
-        let turned_second = second * angles.cos.clone() + first * angles.sin.clone();
+        let [cos, sin] = angles.parts();
+        let turned_first = first.clone() * cos.clone() - second.clone() * sin.clone();
+        let turned_second = second * cos + first * sin;
         let mut parts = vec![turned_first, turned_second];
         if 2 * half < self.head_dim {
             parts.push(part(2 * half, self.head_dim));

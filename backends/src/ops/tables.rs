@@ -4,7 +4,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::kernels::kernels;
 use crate::RaggedRows;
-use crate::rows::{Attend, KeySource, Span};
+use crate::rows::{Attend, KeyRun, KeySource, Span};
 
 /// The rows of a pass, with tables on the device if its kernels read them.
 #[derive(Debug)]
@@ -13,19 +13,60 @@ pub struct AttentionRows<'a> {
     tables: Option<KeyTables>,
 }
 
-/// Rows and their keys, as integers on a device.
+/// Rows and their keys, as integers on a device: one upload a pass.
 #[derive(Debug)]
 pub struct KeyTables {
-    /// `[keys, 2]`: the keys of all spans, one span after the other, in run order: where a key is (a
-    /// slot of the pool, or `-1 - row` among the rows of this pass) and its position.
-    pub keys: Tensor<2, Int>,
-    /// `[rows, 4]`: the first key of the row's span, how many there are, what of them it sees (0 all,
-    /// 1 those up to its position, 2 all but the cached one at its position), and its position.
-    pub rows: Tensor<2, Int>,
-    /// `[rows]`: the slot of the pool a row is written to, or -1.
-    pub slots: Tensor<1, Int>,
-    /// Most keys of a row.
+    /// The sections of [`KeyLayout`], one after the other.
+    pub table: Tensor<1, Int>,
+    /// Where they are.
+    pub layout: KeyLayout,
+}
+
+/// The sections of a [`KeyTables::table`]: rows from its beginning, then pieces, then tiles.
+///
+/// - A row is [`ROW`](Self::ROW) integers: the slot of the pool it is written to or -1, and its
+///   position.
+/// - A piece, up to some lanes of consecutive keys, is [`PIECE`](Self::PIECE) integers: where its
+///   first key is (a slot of the pool, or `-1 - row` among the rows of this pass), that key's
+///   position, and how many there are. Pieces of a span stand together, in run order.
+/// - A tile, consecutive rows of one span, is [`TILE`](Self::TILE) integers: its first row, how many
+///   there are, the first piece of the span, how many pieces from there on the tile sees, lanes of
+///   a piece, and what rows see of them (0 all, 1 keys up to their position, 2 all but the cached
+///   one at their position).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyLayout {
+    /// Where the pieces begin.
+    pub pieces_at: usize,
+    /// The tiles by their size; no class is empty.
+    pub classes: Vec<TileClass>,
+    /// Whether some row attends to rows of this pass that are in no page.
+    pub has_own_keys: bool,
+}
+
+/// Tiles of one size: long spans share the loads of their keys, short ones compute no empty rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TileClass {
+    /// Rows that a tile has room for.
+    pub rows: usize,
+    /// Where its tiles begin in the table.
+    pub at: usize,
+    /// How many there are.
+    pub tiles: usize,
+    /// Most lanes that a tile has to visit, those of pieces that are not full included.
     pub longest: usize,
+}
+
+impl KeyLayout {
+    /// Integers of a row.
+    pub const ROW: usize = 2;
+    /// Integers of a piece.
+    pub const PIECE: usize = 3;
+    /// Integers of a tile.
+    pub const TILE: usize = 6;
+    /// Rows of tiles; a span gets the smallest that it fits into, or several of the largest.
+    pub const TILE_ROWS: [usize; 3] = [1, 4, 16];
+    /// Lanes of pieces, powers of two. The widest is a page; scattered keys would leave it empty.
+    const LANES: [usize; 3] = [16, 4, 1];
 }
 
 impl<'a> AttentionRows<'a> {
@@ -47,47 +88,113 @@ impl<'a> AttentionRows<'a> {
 
 impl KeyTables {
     fn new(rows: &RaggedRows, device: &Device) -> Self {
-        let (mut keys, mut of_rows) = (Vec::new(), Vec::new());
-        let mut slots = vec![-1; rows.len()];
-        for span in rows.spans().iter() {
-            let first = keys.len() / 2;
-            push_keys(&mut keys, span);
-            let count = keys.len() / 2 - first;
-            let sees = match span.attend {
-                Attend::Bidirectional => 0,
-                Attend::Causal => 1,
-                Attend::Shadow => 2,
-            };
-            for &position in &rows.positions()[span.rows.clone()] {
-                of_rows.extend([first, count, sees, position].map(index));
-            }
-            for run in &span.writes {
-                for i in 0..run.len {
-                    slots[run.row + i] = index(run.slot + i);
-                }
-            }
-        }
-        let longest = of_rows.chunks(4).map(|row| row[1] as usize).max().unwrap_or(0);
-        let count = keys.len() / 2;
-        Self {
-            keys: ints(keys, [count, 2], device),
-            rows: ints(of_rows, [rows.len(), 4], device),
-            slots: ints(slots, [rows.len()], device),
-            longest,
-        }
+        let (table, layout) = sections(rows);
+        let data = TensorData::new(table, [layout.end()]);
+        Self { table: Tensor::from_data(data, (device, DType::I32)), layout }
     }
 }
 
-fn push_keys(keys: &mut Vec<i32>, span: &Span) {
-    for run in &span.keys {
-        for i in 0..run.len {
-            let place = match run.source {
-                KeySource::Pool { slot } => index(slot + i),
-                KeySource::Rows { row } => -1 - index(row + i),
-            };
-            keys.extend([place, index(run.position + i)]);
+impl KeyLayout {
+    fn end(&self) -> usize {
+        self.classes.last().map_or(self.pieces_at, |class| class.at + class.tiles * Self::TILE)
+    }
+}
+
+/// A tile before it has a place.
+struct Tile {
+    entry: [usize; KeyLayout::TILE],
+    /// Lanes that it visits.
+    lanes: usize,
+}
+
+fn sections(rows: &RaggedRows) -> (Vec<i32>, KeyLayout) {
+    let mut table = row_section(rows);
+    let pieces_at = table.len();
+    let mut tiles = KeyLayout::TILE_ROWS.map(|_| Vec::new());
+    for span in rows.spans().iter() {
+        let lanes = lanes(&span.keys);
+        let first = (table.len() - pieces_at) / KeyLayout::PIECE;
+        let starts = push_pieces(&mut table, &span.keys, lanes);
+        let class = KeyLayout::TILE_ROWS.iter().position(|&room| span.rows.len() <= room);
+        let class = class.unwrap_or(KeyLayout::TILE_ROWS.len() - 1);
+        let in_span = span_tiles(span, rows.positions(), KeyLayout::TILE_ROWS[class], &starts);
+        tiles[class].extend(in_span.map(|[row, count, seen]| Tile {
+            entry: [row, count, first, seen, lanes, sees(span.attend)],
+            lanes: seen * lanes,
+        }));
+    }
+    let mut classes = Vec::new();
+    for (tiles, room) in tiles.into_iter().zip(KeyLayout::TILE_ROWS) {
+        if let Some(longest) = tiles.iter().map(|tile| tile.lanes).max() {
+            classes.push(TileClass { rows: room, at: table.len(), tiles: tiles.len(), longest });
+            table.extend(tiles.iter().flat_map(|tile| tile.entry).map(index));
         }
     }
+    let mut runs = rows.spans().iter().flat_map(|span| &span.keys);
+    let has_own_keys = runs.any(|run| matches!(run.source, KeySource::Rows { .. }));
+    (table, KeyLayout { pieces_at, classes, has_own_keys })
+}
+
+fn row_section(rows: &RaggedRows) -> Vec<i32> {
+    let mut table: Vec<i32> =
+        rows.positions().iter().flat_map(|&position| [-1, index(position)]).collect();
+    for run in rows.spans().iter().flat_map(|span| &span.writes) {
+        for i in 0..run.len {
+            table[(run.row + i) * KeyLayout::ROW] = index(run.slot + i);
+        }
+    }
+    table
+}
+
+fn sees(attend: Attend) -> usize {
+    match attend {
+        Attend::Bidirectional => 0,
+        Attend::Causal => 1,
+        Attend::Shadow => 2,
+    }
+}
+
+/// The widest pieces that leave no more lanes empty than are full.
+fn lanes(runs: &[KeyRun]) -> usize {
+    let keys: usize = runs.iter().map(|run| run.len).sum();
+    let padded = |lanes| runs.iter().map(|run| run.len.next_multiple_of(lanes)).sum::<usize>();
+    KeyLayout::LANES.into_iter().find(|&lanes| padded(lanes) <= 2 * keys).unwrap_or(1)
+}
+
+/// Cuts runs into pieces; returns the first position of each.
+fn push_pieces(table: &mut Vec<i32>, runs: &[KeyRun], lanes: usize) -> Vec<usize> {
+    let mut starts = Vec::new();
+    for run in runs {
+        for from in (0..run.len).step_by(lanes) {
+            let place = match run.source {
+                KeySource::Pool { slot } => index(slot + from),
+                KeySource::Rows { row } => -1 - index(row + from),
+            };
+            let position = run.position + from;
+            table.extend([place, index(position), index(lanes.min(run.len - from))]);
+            starts.push(position);
+        }
+    }
+    starts
+}
+
+/// First row, number of rows and number of visible pieces of each tile of a span.
+fn span_tiles<'a>(
+    span: &'a Span,
+    positions: &'a [usize],
+    room: usize,
+    starts: &'a [usize],
+) -> impl Iterator<Item = [usize; 3]> + 'a {
+    span.rows.clone().step_by(room).map(move |row| {
+        let count = room.min(span.rows.end - row);
+        // What comes after the last key that a row may see is not visited.
+        let last = positions[row..row + count].iter().max().copied().unwrap_or(0);
+        let seen = match span.attend {
+            Attend::Causal => starts.iter().rposition(|&start| start <= last).map_or(0, |i| i + 1),
+            Attend::Bidirectional | Attend::Shadow => starts.len(),
+        };
+        [row, count, seen]
+    })
 }
 
 /// Pools and positions are far smaller than what an index can hold.
@@ -95,6 +202,80 @@ fn index(value: usize) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)
 }
 
-fn ints<const D: usize>(values: Vec<i32>, shape: [usize; D], device: &Device) -> Tensor<D, Int> {
-    Tensor::from_data(TensorData::new(values, shape), (device, DType::I32))
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SpanRequest;
+
+    fn span(
+        rows: std::ops::Range<usize>,
+        attend: Attend,
+        write: bool,
+        visible: Vec<std::ops::Range<usize>>,
+        pages: &[u32],
+    ) -> SpanRequest {
+        SpanRequest { rows, attend, write, visible, pages: pages.to_vec() }
+    }
+
+    fn layout(
+        positions: Vec<usize>,
+        spans: Vec<SpanRequest>,
+        page: usize,
+    ) -> (Vec<i32>, KeyLayout) {
+        let rows = RaggedRows::new(vec![0; positions.len()], positions, spans, page).unwrap();
+        sections(&rows)
+    }
+
+    #[test]
+    fn rows_pieces_and_tiles_stand_one_after_the_other() {
+        let spans = vec![
+            span(0..1, Attend::Causal, true, vec![0..5], &[7, 2]),
+            span(1..3, Attend::Bidirectional, false, vec![0..3], &[4]),
+            span(3..4, Attend::Shadow, false, vec![0..3], &[4]),
+        ];
+        let (table, layout) = layout(vec![5, 1, 2, 0], spans, 4);
+        // Slots and positions; only the first span writes.
+        assert_eq!(table[..8], [9, 5, -1, 1, -1, 2, -1, 0]);
+        assert_eq!(layout.pieces_at, 8);
+        // Pages 7 and 2; what is left of page 4 and two own rows; page 4 and a row beside it.
+        let pieces = [28, 0, 4, 8, 4, 2, 16, 0, 1, -2, 1, 1, -3, 2, 1, 16, 0, 3, -4, 0, 1];
+        assert_eq!(table[8..29], pieces);
+        let single = TileClass { rows: 1, at: 29, tiles: 2, longest: 8 };
+        let several = TileClass { rows: 4, at: 41, tiles: 1, longest: 3 };
+        assert_eq!(layout.classes, [single, several]);
+        assert_eq!(table[29..], [0, 1, 0, 2, 4, 1, 3, 1, 5, 2, 4, 2, 1, 2, 2, 3, 1, 0]);
+        assert!(layout.has_own_keys);
+    }
+
+    #[test]
+    fn causal_tiles_stop_at_their_last_row() {
+        let spans = vec![span(0..40, Attend::Causal, true, vec![0..20], &[3, 0, 2, 1])];
+        let (table, layout) = layout((20..60).collect(), spans, 16);
+        // 60 keys in four pages; tiles end at positions 35, 51 and 59.
+        let [class] = layout.classes[..] else { panic!("{layout:?}") };
+        assert_eq!((class.rows, class.tiles, class.longest), (16, 3, 64));
+        let tile = |i| &table[class.at + i * KeyLayout::TILE..][..KeyLayout::TILE];
+        assert_eq!(tile(0), [0, 16, 0, 3, 16, 1]);
+        assert_eq!(tile(1), [16, 16, 0, 4, 16, 1]);
+        assert_eq!(tile(2), [32, 8, 0, 4, 16, 1]);
+        assert!(!layout.has_own_keys);
+    }
+
+    #[test]
+    fn scattered_keys_get_narrow_pieces() {
+        let visible = (0..8).map(|i| 4 * i..4 * i + 1).collect();
+        let spans = vec![span(0..1, Attend::Bidirectional, false, visible, &[0, 1])];
+        let (table, layout) = layout(vec![31], spans, 16);
+        assert_eq!(layout.classes, [TileClass { rows: 1, at: 29, tiles: 1, longest: 9 }]);
+        assert_eq!(table[29..], [0, 1, 0, 9, 1, 0]);
+    }
+
+    #[test]
+    fn the_table_is_uploaded_whole() {
+        let rows = RaggedRows::single(&[1, 2, 3], Attend::Causal).unwrap();
+        let tables = KeyTables::new(&rows, &Device::flex());
+        let (expected, layout) = sections(&rows);
+        assert_eq!(tables.layout, layout);
+        assert_eq!(tables.table.into_data().iter::<i32>().collect::<Vec<_>>(), expected);
+    }
 }

@@ -4,13 +4,17 @@
 //! They are compiled at run time for whatever device opened: CUDA C++ for NVIDIA, WGSL or Metal
 //! elsewhere.
 
+mod attention;
 mod buffers;
 mod linear;
 mod norm;
 mod reduce;
+mod rotate;
 
 use dfastllm_backends::Tensor;
-use dfastllm_backends::ops::{DeviceKernels, DeviceLinear, Normal};
+use dfastllm_backends::ops::{
+    AttentionHeads, DeviceKernels, DeviceLinear, KeyTables, Normal, RopeAngles, RopeShape,
+};
 
 /// All kernels of this package.
 #[derive(Debug)]
@@ -29,5 +33,31 @@ impl DeviceKernels for CubeKernels {
 
     fn linears(&self, x: Tensor<2>, layers: &[DeviceLinear<'_>]) -> Vec<Tensor<2>> {
         linear::linears(x, layers)
+    }
+
+    fn rotate_and_store(
+        &self,
+        query: Tensor<2>,
+        own: [Tensor<2>; 2],
+        turn: (RopeShape, &RopeAngles),
+        tables: &KeyTables,
+        pool: [&mut Tensor<2>; 2],
+    ) -> (Tensor<2>, [Tensor<2>; 2]) {
+        rotate::rotate_and_store(query, own, turn, tables, pool)
+    }
+
+    fn attention(
+        &self,
+        query: Tensor<2>,
+        own: [Tensor<2>; 2],
+        pool: [&Tensor<2>; 2],
+        tables: &KeyTables,
+        heads: AttentionHeads,
+    ) -> Tensor<2> {
+        attention::attention(query, own, pool, tables, heads)
+    }
+
+    fn copy_rows(&self, x: &mut Tensor<2>, from: usize, to: usize, count: usize) {
+        rotate::copy_rows(x, from, to, count);
     }
 }

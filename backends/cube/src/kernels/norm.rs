@@ -25,7 +25,7 @@ fn normalise_kernel<F: Float>(
 ) {
     let mut shared = Shared::<[f32]>::new_slice(units as usize);
     let n = features as usize;
-    let first = CUBE_POS as usize * n;
+    let first = CUBE_POS * n;
     let mut mean = f32::new(0.0);
     if comptime!(is_layer) {
         let mut sum = f32::new(0.0);
