@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use burn::tensor::{Device, Tensor};
 
-use super::{DeviceWeight, Epilogue, Normal};
+use super::{DeviceWeight, Epilogue, Normal, RowParams, RowScore};
 use crate::cpu;
 
 /// One projection of [`DeviceKernels::linears`]: its weight, its bias `[out]`, and what is done to
@@ -23,6 +23,9 @@ pub trait DeviceKernels: Sync {
 
     /// Projections of one input, `x [rows, in]` to `[rows, out]` each.
     fn linears(&self, x: Tensor<2>, layers: &[DeviceLinear<'_>]) -> Vec<Tensor<2>>;
+
+    /// Scores of rows of logits, all of them [reducible](RowParams::is_reducible).
+    fn score_rows(&self, logits: Tensor<2>, params: &[RowParams]) -> Vec<RowScore>;
 }
 
 static KERNELS: OnceLock<&'static dyn DeviceKernels> = OnceLock::new();

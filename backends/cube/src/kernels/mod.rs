@@ -7,9 +7,12 @@
 mod buffers;
 mod norm;
 mod reduce;
+mod score;
 
 use dfastllm_backends::Tensor;
-use dfastllm_backends::ops::{DeviceKernels, DeviceLinear, Normal, portable_linear};
+use dfastllm_backends::ops::{
+    DeviceKernels, DeviceLinear, Normal, RowParams, RowScore, portable_linear,
+};
 
 /// All kernels of this package.
 #[derive(Debug)]
@@ -25,5 +28,9 @@ impl DeviceKernels for CubeKernels {
             portable_linear(x.clone(), weight, *bias, epilogue.clone())
         };
         layers.iter().map(linear).collect()
+    }
+
+    fn score_rows(&self, logits: Tensor<2>, params: &[RowParams]) -> Vec<RowScore> {
+        score::score_rows(logits, params)
     }
 }
