@@ -31,9 +31,10 @@ pub(super) fn answer_kernel<F: Float>(
     answers: &mut [u32],
     vocab: u32,
     slice_count: u32,
+    tops: u32,
     #[comptime] units: u32,
     #[comptime] len: u32,
-    #[comptime] tops: u32,
+    #[comptime] lists: bool,
     #[comptime] is_drawn: bool,
     #[comptime] is_bounded: bool,
     #[define(F)] _dtype: ElemType,
@@ -42,7 +43,7 @@ pub(super) fn answer_kernel<F: Float>(
     let flags = asked[(header + FLAGS) as usize];
     let mut ranked = Shared::<[u32]>::new_slice(comptime!(4 * units as usize));
     let mut summed = Shared::<[f32]>::new_slice(comptime!(3 * units as usize));
-    let stride = comptime!(TOPS + 2 * tops).runtime();
+    let stride = TOPS + 2 * tops;
     let of_row = CUBE_POS_X * slice_count;
     let first = of_row * stride;
     let of_raw = Slices { first: first + RAW, stride, count: slice_count };
@@ -86,7 +87,7 @@ pub(super) fn answer_kernel<F: Float>(
     if flags & FLAG_GIVEN != 0 {
         id = asked[(header + SEED_LOW) as usize];
     }
-    let out = CUBE_POS_X * comptime!(ANSWER + 2 * tops);
+    let out = CUBE_POS_X * (ANSWER + 2 * tops);
     let mut own = 0.0f32;
     let list = asked[(header + ASKED) as usize];
     let mut at = UNIT_POS;
@@ -117,9 +118,10 @@ pub(super) fn answer_kernel<F: Float>(
     if UNIT_POS == 1 && other == NONE {
         answers[(out + CANDIDATE) as usize] = NONE.runtime();
     }
-    if comptime!(tops > 0) {
+    if comptime!(lists) {
         let tops_of_row = Slices { first: first + TOPS, stride, count: slice_count };
-        put_tops(answers, out + ANSWER, slices, tops_of_row, &mut ranked, comptime!((units, tops)));
+        let places = Slices { first: out + ANSWER, stride: 2u32.runtime(), count: tops };
+        put_tops(answers, places, slices, tops_of_row, &mut ranked, units);
     }
 }
 
@@ -285,17 +287,17 @@ fn token_mass(kept: &[u32], row: Scaled, bound: Bound, id: u32) -> Mass {
     mass
 }
 
-/// Writes the best of a row to `answers[out..]` from the best of its slices.
+/// Writes the best of a row to their places from the best of its slices.
 #[cube]
 fn put_tops(
     answers: &mut [u32],
-    out: u32,
+    places: Slices,
     slices: &[u32],
     of_row: Slices,
     ranked: &mut Shared<[u32]>,
-    #[comptime] shape: (u32, u32),
+    #[comptime] units: u32,
 ) {
-    let (units, tops) = comptime!(shape);
+    let tops = places.count;
     let mut last_key = BAD.runtime();
     let mut last_index = NONE.runtime();
     let mut n = 0u32.runtime();
@@ -311,8 +313,9 @@ fn put_tops(
         }
         let best = cube_best(own, ranked, units);
         if UNIT_POS == 0 {
-            answers[(out + 2 * n) as usize] = best.key;
-            answers[(out + 2 * n + 1) as usize] = best.index;
+            let at = (places.first + n * places.stride) as usize;
+            answers[at] = best.key;
+            answers[at + 1] = best.index;
         }
         last_key = best.key;
         last_index = best.index;

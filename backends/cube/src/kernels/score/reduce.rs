@@ -258,7 +258,7 @@ pub(super) fn put_stats(words: &mut [u32], at: u32, stats: Stats) {
     }
 }
 
-/// Where the statistics of a row's slices are: `words[first + slice * stride..]`.
+/// Where things of a kind are, such as the statistics of a row's slices: `words[first + n * stride..]`.
 #[derive(CubeType, CubeTypeMut, Clone, Copy)]
 #[expand(derive(Clone, Copy))]
 pub(super) struct Slices {

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::adjusted::{adjust_tile, raw_key};
 use super::layout::{ADJUSTED, HEADER, KEPT, RAW, TOPS};
-use super::reduce::{cube_best, nobody, offer, put_stats, tile_stats};
+use super::reduce::{Slices, cube_best, nobody, offer, put_stats, tile_stats};
 use super::values::{BAD, NONE};
 
 /// Reduces slices of `logits [rows, vocab]` to `slices [asked rows, slices, TOPS + 2 tops]`, and
@@ -18,10 +18,11 @@ pub(super) fn slices_kernel<F: Float>(
     slices: &mut [u32],
     kept: &mut [u32],
     vocab: u32,
+    tops: u32,
     #[comptime] units: u32,
     #[comptime] len: u32,
     #[comptime] adjusts: bool,
-    #[comptime] tops: u32,
+    #[comptime] lists: bool,
     #[define(F)] _dtype: ElemType,
 ) {
     let header = CUBE_POS_Y * HEADER;
@@ -38,11 +39,12 @@ pub(super) fn slices_kernel<F: Float>(
         tile[at as usize] = key;
         at += units;
     }
-    let out = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * comptime!(TOPS + 2 * tops);
+    let out = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * (TOPS + 2 * tops);
     let raw = tile_stats(&tile, first, &mut ranked, &mut summed, units, len);
     put_stats(slices, out + RAW, raw);
-    if comptime!(tops > 0) {
-        put_tops(slices, out + TOPS, &tile, first, &mut ranked, comptime!((units, len, tops)));
+    if comptime!(lists) {
+        let place = Slices { first: out + TOPS, stride: 2u32.runtime(), count: tops };
+        put_tops(slices, place, &tile, first, &mut ranked, comptime!((units, len)));
     }
     if comptime!(adjusts) {
         sync_cube();
@@ -64,21 +66,21 @@ pub(super) fn slices_kernel<F: Float>(
     }
 }
 
-/// Writes the best of a tile to `words[out..]`, key and index, best first.
+/// Writes the best of a tile to their places, key and index, best first.
 #[cube]
 fn put_tops(
     words: &mut [u32],
-    out: u32,
+    places: Slices,
     tile: &Shared<[u32]>,
     first: u32,
     ranked: &mut Shared<[u32]>,
-    #[comptime] shape: (u32, u32, u32),
+    #[comptime] shape: (u32, u32),
 ) {
-    let (units, len, tops) = comptime!(shape);
+    let (units, len) = comptime!(shape);
     let mut last_key = BAD.runtime();
     let mut last_index = 0u32.runtime();
     let mut n = 0u32.runtime();
-    while n < tops {
+    while n < places.count {
         let mut own = nobody();
         let mut at = UNIT_POS;
         while at < len {
@@ -91,8 +93,9 @@ fn put_tops(
         }
         let best = cube_best(own, ranked, units);
         if UNIT_POS == 0 {
-            words[(out + 2 * n) as usize] = best.key;
-            words[(out + 2 * n + 1) as usize] = best.index;
+            let at = (places.first + n * places.stride) as usize;
+            words[at] = best.key;
+            words[at + 1] = best.index;
         }
         last_key = best.key;
         last_index = best.index;
