@@ -240,8 +240,9 @@ fn most_probable(row: &[f32], n: usize) -> Vec<usize> {
     order
 }
 
-/// The portable default for rows without bias, filters or draws: reduced on the device, so that
-/// five numbers a row come back instead of the vocabulary.
+/// The portable default for rows without bias, filters or draws on devices that have no kernels for
+/// rows: reduced there by Burn's operations, so that five numbers a row come back instead of the
+/// vocabulary.
 ///
 /// # Shapes
 /// - `logits`: `[rows, vocab]`; returns one score per row

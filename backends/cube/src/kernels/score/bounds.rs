@@ -2,7 +2,8 @@
 //!
 //! Top-k, top-p and min-p each keep the beginning of the row's order (largest key first, lowest index
 //! first at a tie), so together they are one bound: a key, and how many of the indices that have just
-//! that key. It is found by bisection; a pass counts and weighs what lies beyond the middle.
+//! that key. It is found by bisection; a pass counts and weighs what lies beyond the middle, and
+//! leaves behind what no later one has to look at.
 
 use cubecl::prelude::*;
 
@@ -75,26 +76,90 @@ pub(super) fn scaled_mass(key: u32, row: Scaled) -> Mass {
     mass
 }
 
-/// The mass of what lies within both bounds.
+/// A unit's own tokens between two bounds: the `n`th has its key at `first + n * units`, and its id
+/// `ids` words on.
+#[derive(CubeType, CubeTypeMut, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+struct List {
+    first: u32,
+    ids: u32,
+    count: u32,
+}
+
+/// Bounds that a search narrows: `inner` lies within `outer`.
+#[derive(CubeType, CubeTypeMut, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+struct Search {
+    outer: Bound,
+    inner: Bound,
+    /// What lies within `inner`.
+    base: Mass,
+}
+
+/// Lists what a bound holds of a row.
 #[cube]
-fn mass_within(
+fn listed(
     kept: &[u32],
+    work: &mut [u32],
     row: Scaled,
     bound: Bound,
-    other: Bound,
+    #[comptime] units: u32,
+) -> List {
+    let ids = (row.vocab + units - 1) / units * units;
+    let first = row.first / row.vocab * 2 * ids + UNIT_POS;
+    let mut count = 0u32.runtime();
+    let mut id = UNIT_POS;
+    while id < row.vocab {
+        let key = scaled_key(kept[(row.first + id) as usize], row.temperature);
+        if is_within(bound, key, id) {
+            let at = (first + count * units) as usize;
+            work[at] = key;
+            work[at + ids as usize] = id;
+            count += 1;
+        }
+        id += units;
+    }
+    List { first, ids, count }
+}
+
+/// The mass of what lies within a bound between those of a search, and the list without what the
+/// search has left behind.
+#[cube]
+fn mass_within(
+    work: &mut [u32],
+    list: &mut List,
+    row: Scaled,
+    search: Search,
+    bound: Bound,
     shared: &mut Shared<[u32]>,
     #[comptime] units: u32,
 ) -> Mass {
     let mut own = no_mass();
-    let mut id = UNIT_POS;
-    while id < row.vocab {
-        let key = scaled_key(kept[(row.first + id) as usize], row.temperature);
-        if is_within(bound, key, id) && is_within(other, key, id) {
-            own = add(own, scaled_mass(key, row));
+    let mut count = 0u32.runtime();
+    let mut n = 0u32.runtime();
+    while n < list.count {
+        let from = (list.first + n * units) as usize;
+        let key = work[from];
+        let id = work[from + list.ids as usize];
+        if is_within(search.outer, key, id) && !is_within(search.inner, key, id) {
+            let to = (list.first + count * units) as usize;
+            work[to] = key;
+            work[to + list.ids as usize] = id;
+            count += 1;
+            if is_within(bound, key, id) {
+                own = add(own, scaled_mass(key, row));
+            }
         }
-        id += units;
+        n += 1;
     }
-    cube_mass(own, shared, units)
+    list.count = count;
+    add(search.base, cube_mass(own, shared, units))
+}
+
+/// A search through everything within a bound.
+#[cube]
+fn search_of(row: Scaled, bound: Bound) -> Search {
+    Search { outer: bound, inner: from_key(key_of(row.max) + 1), base: no_mass() }
 }
 
 /// The bound with fewer in it.
@@ -110,32 +175,36 @@ fn from_key(key: u32) -> Bound {
     Bound { key, index: NONE.runtime() }
 }
 
-/// The `k` largest and what ties with the smallest of them; `k` 0 keeps all.
+/// The `k` largest and what ties with the smallest of them.
 #[cube]
+#[expect(clippy::too_many_arguments, reason = "part of a kernel")]
 fn keep_top_k(
     kept: &[u32],
+    work: &mut [u32],
     row: Scaled,
     bound: Bound,
     k: u32,
     shared: &mut Shared<[u32]>,
     #[comptime] units: u32,
 ) -> Bound {
+    let mut list = listed(kept, work, row, bound, units);
+    let mut search = search_of(row, bound);
+    let all = mass_within(work, &mut list, row, search, bound, shared, units);
     let mut low = bound.key;
-    let mut high = bound.key + 1;
-    if k > 0 {
-        let all = mass_within(kept, row, bound, bound, shared, units);
-        // The largest key is in every bound; nothing lies from the one after it on.
-        if all.count > k {
-            high = key_of(row.max) + 1;
-        }
+    let mut high = search.inner.key;
+    if all.count <= k {
+        high = low + 1;
     }
     while high - low > 1 {
         let middle = low + (high - low) / 2;
-        let mass = mass_within(kept, row, bound, from_key(middle), shared, units);
+        let mass = mass_within(work, &mut list, row, search, from_key(middle), shared, units);
         if mass.count >= k {
             low = middle;
+            search.outer = from_key(low);
         } else {
             high = middle;
+            search.inner = from_key(high);
+            search.base = mass;
         }
         if mass.count == k {
             high = low + 1;
@@ -144,59 +213,69 @@ fn keep_top_k(
     tighter(bound, from_key(low))
 }
 
-/// The fewest of the most probable tokens that weigh more than their share; a fraction of 2^64.
+/// The fewest of the most probable tokens that weigh more than their share, a fraction of 2^64.
 #[cube]
+#[expect(clippy::too_many_arguments, reason = "part of a kernel")]
 fn keep_top_p(
     kept: &[u32],
+    work: &mut [u32],
     row: Scaled,
     bound: Bound,
     fraction: (u32, u32),
     shared: &mut Shared<[u32]>,
     #[comptime] units: u32,
 ) -> Bound {
-    let all = mass_within(kept, row, bound, bound, shared, units);
+    let mut list = listed(kept, work, row, bound, units);
+    let mut search = search_of(row, bound);
+    let all = mass_within(work, &mut list, row, search, bound, shared, units);
     let wanted = share_of(all, fraction.0, fraction.1);
-    // How many lie from `low` on, which outweigh the share, and from `high` on, which do not.
+    // What lies within `outer` outweighs the share, what lies within `inner` does not. Where they
+    // differ by one token, it is the last to stay.
+    let mut count = all.count;
     let mut low = bound.key;
-    let mut low_count = all.count;
-    let mut high = key_of(row.max) + 1;
-    let mut high_count = 0u32.runtime();
-    while high - low > 1 && low_count - high_count > 1 {
+    let mut high = search.inner.key;
+    while high - low > 1 && count - search.base.count > 1 {
         let middle = low + (high - low) / 2;
-        let mass = mass_within(kept, row, bound, from_key(middle), shared, units);
+        let mass = mass_within(work, &mut list, row, search, from_key(middle), shared, units);
         if outweighs(mass, wanted) {
             low = middle;
-            low_count = mass.count;
+            count = mass.count;
+            search.outer = from_key(low);
         } else {
             high = middle;
-            high_count = mass.count;
+            search.inner = from_key(high);
+            search.base = mass;
         }
     }
-    // Of those that tie, the lowest indices. One alone is kept.
+    // Of those that tie, the lowest indices.
     let mut fewest = 0u32.runtime();
     let mut enough = row.vocab;
-    while enough - fewest > 1 && low_count - high_count > 1 {
+    while enough - fewest > 1 && count - search.base.count > 1 {
         let middle = fewest + (enough - fewest) / 2;
         let cut = Bound { key: low, index: middle };
-        let mass = mass_within(kept, row, bound, cut, shared, units);
+        let mass = mass_within(work, &mut list, row, search, cut, shared, units);
         if outweighs(mass, wanted) {
             enough = middle;
-            low_count = mass.count;
+            count = mass.count;
+            search.outer = Bound { key: low, index: enough };
         } else {
             fewest = middle;
-            high_count = mass.count;
+            search.inner = Bound { key: low, index: fewest };
+            search.base = mass;
         }
     }
     tighter(bound, Bound { key: low, index: enough })
 }
 
-/// Finds the bounds of rows, `bounds [asked rows, BOUNDS]`, from `slices` and `kept`. A cube a row.
+/// Finds the bounds of rows, `bounds [asked rows, BOUNDS]`, from `slices` and `kept`. `work` has room
+/// for a key and an id of every kept token. A cube a row.
 #[cube(launch)]
 #[expect(clippy::too_many_arguments, reason = "what a kernel is given")]
 pub(super) fn bounds_kernel(
     asked: &[u32],
     slices: &[u32],
     kept: &[u32],
+    work: &mut [u32],
     bounds: &mut [u32],
     vocab: u32,
     slice_count: u32,
@@ -222,11 +301,13 @@ pub(super) fn bounds_kernel(
             if flags & FLAG_TOP_P != 0 {
                 let high = asked[(header + TOP_P_HIGH) as usize];
                 let low = asked[(header + TOP_P_LOW) as usize];
-                bound = keep_top_p(kept, row, bound, (high, low), &mut shared, units);
+                bound = keep_top_p(kept, work, row, bound, (high, low), &mut shared, units);
             }
         } else {
             let k = asked[(header + TOP_K) as usize];
-            bound = keep_top_k(kept, row, bound, k, &mut shared, units);
+            if k > 0 {
+                bound = keep_top_k(kept, work, row, bound, k, &mut shared, units);
+            }
         }
         turn += 1;
     }

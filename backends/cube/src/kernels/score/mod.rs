@@ -120,7 +120,7 @@ impl Logits {
         };
         self.reduce_slices(&buffers, &sizes, request.adjusts);
         if is_bounded {
-            self.find_bounds(&buffers, &sizes);
+            self.find_bounds(&buffers, &sizes, request.kept);
         }
         if is_drawn {
             self.draw(&buffers, &sizes, is_bounded);
@@ -157,9 +157,11 @@ impl Logits {
         );
     }
 
-    fn find_bounds(&self, buffers: &Buffers, sizes: &Sizes) {
+    fn find_bounds(&self, buffers: &Buffers, sizes: &Sizes, kept: usize) {
         let most = ROW_UNITS.min(sizes.vocab.next_power_of_two());
         let units = units(&self.values.client, most);
+        let listed = (sizes.vocab.div_ceil(units) * units) as usize;
+        let work = room(&self.values, [2 * kept * listed], DType::U32);
         bounds_kernel::launch(
             &self.values.client,
             CubeCount::Static(sizes.rows, 1, 1),
@@ -167,6 +169,7 @@ impl Logits {
             buffers.asked.clone().into_buffer_arg(),
             buffers.slices.clone().into_buffer_arg(),
             buffers.kept.clone().into_buffer_arg(),
+            work.into_buffer_arg(),
             buffers.bounds.clone().into_buffer_arg(),
             sizes.vocab,
             sizes.slices,

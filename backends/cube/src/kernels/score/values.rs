@@ -153,13 +153,11 @@ pub(super) fn gumbel_noise(token: u32, seed: (u32, u32), place: (u32, u32)) -> f
     if high == 0u32 && tail == 0u32 {
         tail = 1u32;
     }
-    let mut e = 0.0f32;
+    let mut e = -f32::ln(unit_fraction(high, tail));
     if high >= ZERO {
         // 1 - u without rounding: the complement of the bits.
         let missing = unit_fraction(high ^ 0xffff_ffffu32, 0x0020_0000u32 - tail);
         e = minus_log_one_minus(missing);
-    } else {
-        e = -f32::ln(unit_fraction(high, tail));
     }
     -f32::ln(e)
 }
