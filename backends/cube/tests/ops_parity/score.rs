@@ -246,6 +246,35 @@ fn options_at_random_are_the_hosts() {
 }
 
 #[test]
+fn a_score_does_not_depend_on_other_rows() {
+    for lane in lanes("score_rows, neighbours") {
+        let mut dice = Dice(5);
+        let rows = Rows::random(&lane, "neighbours", 3, 2500);
+        let params: Vec<_> = (0..12).map(|_| dice.params(3, 2500)).collect();
+        let together = ops::score_rows(rows.tested.clone(), &params);
+        for (score, alone) in together.iter().zip(params) {
+            let alone = ops::score_rows(rows.tested.clone(), &[alone]).remove(0);
+            assert!(!score.finite || *score == alone, "{score:?} {alone:?}");
+        }
+    }
+}
+
+#[test]
+fn more_rows_than_are_kept_at_a_time() {
+    for lane in lanes("score_rows, many rows").into_iter().take(1) {
+        let filters = Filters { temperature: 0.1, top_k: Some(40), ..Filters::default() };
+        let drawn = |position| RowParams {
+            filters,
+            draw: Draw::Categorical { seed: 1, position, step: 0 },
+            top_logprobs: if position > 160 { 2 } else { 0 },
+            ..RowParams::greedy(0)
+        };
+        let params: Vec<_> = (0..170).map(drawn).collect();
+        Rows::random(&lane, "many rows", 1, 50257).check(&params);
+    }
+}
+
+#[test]
 fn plain_rows_are_reduced_in_any_order_and_twice() {
     for lane in lanes("score_rows, plain") {
         for (rows, vocab) in [(1, 2), (1, 40), (5, 129), (3, 1003), (2, 2049)] {

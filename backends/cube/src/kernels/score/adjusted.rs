@@ -14,23 +14,36 @@ pub(super) fn float(asked: &[u32], at: u32) -> f32 {
     f32::reinterpret(asked[at as usize])
 }
 
+/// Where a row's logits are.
+#[derive(CubeType, CubeTypeMut, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+pub(super) struct Source {
+    first: usize,
+    other: usize,
+    is_guided: bool,
+    scale: f32,
+}
+
+/// Where the logits of a row are.
+#[cube]
+pub(super) fn source_of(asked: &[u32], header: u32, vocab: u32) -> Source {
+    let row = asked[(header + ROW) as usize] as usize;
+    let other = asked[(header + OTHER) as usize];
+    Source {
+        first: row * vocab as usize,
+        other: other as usize * vocab as usize,
+        is_guided: other != NONE,
+        scale: float(asked, header + SCALE),
+    }
+}
+
 /// The key of a token in the row as the model gave it, guidance included.
 #[cube]
-pub(super) fn raw_key<F: Float>(
-    logits: &[F],
-    asked: &[u32],
-    header: u32,
-    vocab: u32,
-    id: u32,
-) -> u32 {
-    let row = asked[(header + ROW) as usize] as usize;
-    let mut key = key_of(f32::cast_from(logits[row * vocab as usize + id as usize]));
-    let other = asked[(header + OTHER) as usize];
-    if other != NONE {
-        let at = other as usize * vocab as usize + id as usize;
-        let other = key_of(f32::cast_from(logits[at]));
-        let scale = float(asked, header + SCALE);
-        key = guided(key, other, scale);
+pub(super) fn raw_key<F: Float>(logits: &[F], source: Source, id: u32) -> u32 {
+    let mut key = key_of(f32::cast_from(logits[source.first + id as usize]));
+    if source.is_guided {
+        let other = key_of(f32::cast_from(logits[source.other + id as usize]));
+        key = guided(key, other, source.scale);
     }
     key
 }
@@ -136,10 +149,10 @@ pub(super) fn adjusted_key<F: Float>(
     logits: &[F],
     asked: &[u32],
     header: u32,
-    vocab: u32,
+    source: Source,
     id: u32,
 ) -> u32 {
-    let raw = raw_key::<F>(logits, asked, header, vocab, id);
+    let raw = raw_key::<F>(logits, source, id);
     let first = first_edit(asked, header, id);
     unless_forbidden(edited_by_all(raw, asked, header, first, id), asked, header, id)
 }
@@ -172,12 +185,14 @@ pub(super) fn adjust_tile(
         at += units;
     }
     sync_cube();
-    let mut at = UNIT_POS;
-    while at < len {
-        if first + at < vocab {
-            tile[at as usize] = unless_forbidden(tile[at as usize], asked, header, first + at);
+    if asked[(header + ALLOWED) as usize] != NONE {
+        let mut at = UNIT_POS;
+        while at < len {
+            if first + at < vocab {
+                tile[at as usize] = unless_forbidden(tile[at as usize], asked, header, first + at);
+            }
+            at += units;
         }
-        at += units;
     }
     sync_cube();
 }

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::adjusted::{adjusted_key, raw_key};
+use super::adjusted::{adjusted_key, raw_key, source_of};
 use super::bounds::{Bound, Scaled, scaled_mass, scaled_row};
 use super::draws::{bound_of, filtered_key};
 use super::layout::{
@@ -88,12 +88,13 @@ pub(super) fn answer_kernel<F: Float>(
         id = asked[(header + SEED_LOW) as usize];
     }
     let out = CUBE_POS_X * (ANSWER + 2 * tops);
+    let source = source_of(asked, header, vocab);
     let mut own = 0.0f32;
     let list = asked[(header + ASKED) as usize];
     let mut at = UNIT_POS;
     while at < asked[(header + ASKED_COUNT) as usize] {
         let id = asked[(list + at) as usize];
-        let adjusted = adjusted_key::<F>(logits, asked, header, vocab, id);
+        let adjusted = adjusted_key::<F>(logits, asked, header, source, id);
         let key = measured_key(adjusted, flags, row, bound, id);
         if is_finite(key) {
             own += exponential(max(value_of(key) - value_of(measured.best.key), -88.0f32));
@@ -106,8 +107,8 @@ pub(super) fn answer_kernel<F: Float>(
     put_answer(answers, out, raw, measured, mass.rest);
     if UNIT_POS < 2 {
         let id = min(select(UNIT_POS == 0, id, other), vocab - 1);
-        let raw = raw_key::<F>(logits, asked, header, vocab, id);
-        let adjusted = adjusted_key::<F>(logits, asked, header, vocab, id);
+        let raw = raw_key::<F>(logits, source, id);
+        let adjusted = adjusted_key::<F>(logits, asked, header, source, id);
         let at = (out + UNIT_POS * CANDIDATE) as usize;
         answers[at] = id;
         answers[at + 1] = raw;

@@ -26,7 +26,7 @@ use answer::answer_kernel;
 use bounds::bounds_kernel;
 use draws::draws_kernel;
 use layout::{ANSWER, BOUNDS, DRAWN, TOPS};
-use request::Request;
+use request::{Request, is_kept};
 use response::row_score;
 use slices::slices_kernel;
 
@@ -36,14 +36,16 @@ const UNITS: u32 = 256;
 const EACH: u32 = 8;
 /// Most units of a cube that looks at a whole row again and again.
 const ROW_UNITS: u32 = 1024;
-/// Most bytes of rows kept for a second look at a time.
-const KEPT_BYTES: usize = 64 << 20;
+/// Most bytes of rows kept for a second look at a time; the search for bounds takes twice as many
+/// beside them, and a buffer has 128 MiB at most on some devices.
+const KEPT_BYTES: usize = 32 << 20;
 
 /// Scores of rows that [`RowParams::is_reducible`] says can be found here.
 pub(super) fn score_rows(logits: Tensor<2>, params: &[RowParams]) -> Vec<RowScore> {
     let [_, vocab] = logits.dims();
     let logits = Logits { vocab, values: buffer(logits.clone()), tensor: logits };
-    let most = (KEPT_BYTES / (4 * vocab)).max(1);
+    let most = if params.iter().any(is_kept) { KEPT_BYTES / (4 * vocab) } else { params.len() };
+    let most = most.max(1);
     let chunks: Vec<_> = params.chunks(most).map(|chunk| logits.answers(chunk)).collect();
     let widths: Vec<_> = chunks.iter().map(|(_, width)| *width).collect();
     let answers: Vec<_> = chunks.into_iter().map(|(answers, _)| answers).collect();

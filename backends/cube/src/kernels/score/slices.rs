@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::adjusted::{adjust_tile, raw_key};
+use super::adjusted::{adjust_tile, raw_key, source_of};
 use super::layout::{ADJUSTED, HEADER, KEPT, RAW, TOPS};
 use super::reduce::{Slices, cube_best, nobody, offer, put_stats, tile_stats};
 use super::values::{BAD, NONE};
@@ -27,6 +27,7 @@ pub(super) fn slices_kernel<F: Float>(
 ) {
     let header = CUBE_POS_Y * HEADER;
     let first = CUBE_POS_X * len;
+    let source = source_of(asked, header, vocab);
     let mut tile = Shared::<[u32]>::new_slice(comptime!(len as usize));
     let mut ranked = Shared::<[u32]>::new_slice(comptime!(4 * units as usize));
     let mut summed = Shared::<[f32]>::new_slice(comptime!(3 * units as usize));
@@ -34,7 +35,7 @@ pub(super) fn slices_kernel<F: Float>(
     while at < len {
         let mut key = 0u32.runtime();
         if first + at < vocab {
-            key = raw_key::<F>(logits, asked, header, vocab, first + at);
+            key = raw_key::<F>(logits, source, first + at);
         }
         tile[at as usize] = key;
         at += units;
