@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use burn::tensor::{Device, Tensor};
 
 use super::{AttentionHeads, DeviceWeight, Epilogue, KeyTables, Normal, RopeAngles, RopeShape};
+use super::{RowParams, RowScore};
 use crate::cpu;
 
 /// One projection of [`DeviceKernels::linears`]: its weight, its bias `[out]`, and what is done to
@@ -53,6 +54,9 @@ pub trait DeviceKernels: Sync {
 
     /// Copies `count` rows of `x` from row `from` to row `to`, in place; the two do not overlap.
     fn copy_rows(&self, x: &mut Tensor<2>, from: usize, to: usize, count: usize);
+
+    /// Scores of rows of logits, all of them [reducible](RowParams::is_reducible).
+    fn score_rows(&self, logits: Tensor<2>, params: &[RowParams]) -> Vec<RowScore>;
 }
 
 static KERNELS: OnceLock<&'static dyn DeviceKernels> = OnceLock::new();

@@ -30,7 +30,9 @@ pub struct Filters {
 }
 
 impl Filters {
-    pub(super) fn is_neutral(&self) -> bool {
+    /// Whether they leave a row as it is.
+    #[must_use]
+    pub fn is_neutral(&self) -> bool {
         let scaled = self.temperature > 0.0 && self.temperature != 1.0;
         !scaled && self.top_k.is_none() && self.top_p.is_none() && self.min_p.is_none()
     }
@@ -120,6 +122,9 @@ pub struct Mix {
     pub weight: f32,
 }
 
+/// Most probable tokens that a device's kernels list.
+const MOST_TOPS: usize = 32;
+
 /// What is wanted of one row.
 #[derive(Debug, Clone)]
 pub struct RowParams {
@@ -173,6 +178,16 @@ impl RowParams {
             previous: None,
             keep_row: false,
         }
+    }
+
+    /// Whether a device's kernels find everything that is wanted. What they do not: rows that come
+    /// from the host or go there whole, credit (a softmax before the row's own), long lists of
+    /// probable tokens, and noise without a temperature.
+    #[must_use]
+    pub fn is_reducible(&self) -> bool {
+        let has_rows = self.mix.is_some() || self.previous.is_some() || self.keep_row;
+        let is_cold = matches!(self.draw, Draw::Gumbel { .. }) && self.filters.temperature <= 0.0;
+        !has_rows && self.credit.is_none() && self.top_logprobs <= MOST_TOPS && !is_cold
     }
 
     /// Whether the five numbers of the row itself are all that is wanted.

@@ -7,6 +7,8 @@ use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 
 use super::adjust::{apply_credit, apply_mix, apply_penalties, forbid_others};
+use super::embed::select_rows;
+use super::kernels::{DeviceKernels, kernels};
 use super::row_params::{ConfidenceOf, Draw, Filters, Guidance, RowParams};
 use super::sample::{apply_filters, categorical, gumbel};
 use crate::cpu::{self, SoftmaxSums, softmax_sums};
@@ -44,10 +46,55 @@ pub struct RowScore {
 /// - `logits`: `[rows, vocab]`, any float type; returns one score per entry of `params`
 #[must_use]
 pub fn score_rows(logits: Tensor<2>, params: &[RowParams]) -> Vec<RowScore> {
+    if params.is_empty() {
+        return Vec::new();
+    }
+    if let Some(kernels) = kernels(&logits.device()) {
+        return reduced_scores(kernels, &logits, params);
+    }
     if !cpu::is_host(&logits.device()) && params.iter().all(RowParams::is_plain) {
         let scores = portable_scores(logits);
         return params.iter().map(|p| scores[p.row].clone()).collect();
     }
+    host_scores(logits, params)
+}
+
+/// Scores by a device's kernels where they can; the logits of other rows, and only those, come to
+/// the host.
+fn reduced_scores(
+    kernels: &dyn DeviceKernels,
+    logits: &Tensor<2>,
+    params: &[RowParams],
+) -> Vec<RowScore> {
+    let (reducible, others): (Vec<_>, Vec<_>) =
+        params.iter().cloned().partition(RowParams::is_reducible);
+    let mut reduced = Vec::new().into_iter();
+    if !reducible.is_empty() {
+        reduced = kernels.score_rows(logits.clone(), &reducible).into_iter();
+    }
+    let mut others = selected_scores(logits, others).into_iter();
+    let score = |p: &RowParams| if p.is_reducible() { reduced.next() } else { others.next() };
+    params.iter().filter_map(score).collect()
+}
+
+/// Scores on the host, of the rows that are asked for.
+fn selected_scores(logits: &Tensor<2>, mut params: Vec<RowParams>) -> Vec<RowScore> {
+    if params.is_empty() {
+        return Vec::new();
+    }
+    let rows_of = |p: &RowParams| std::iter::once(p.row).chain(p.guidance.map(|g| g.row));
+    let mut rows: Vec<usize> = params.iter().flat_map(rows_of).collect();
+    rows.sort_unstable();
+    rows.dedup();
+    let place = |row: usize| rows.partition_point(|&other| other < row);
+    for p in &mut params {
+        p.row = place(p.row);
+        p.guidance = p.guidance.map(|g| Guidance { row: place(g.row), ..g });
+    }
+    host_scores(select_rows(logits.clone(), &rows), &params)
+}
+
+fn host_scores(logits: Tensor<2>, params: &[RowParams]) -> Vec<RowScore> {
     let vocab = logits.dims()[1];
     let data = logits.cast(DType::F32).into_data();
     let values = f32_values(&data);
@@ -193,8 +240,9 @@ fn most_probable(row: &[f32], n: usize) -> Vec<usize> {
     order
 }
 
-/// The portable default for rows without bias, filters or draws: reduced on the device, so that
-/// five numbers a row come back instead of the vocabulary.
+/// The portable default for rows without bias, filters or draws on devices that have no kernels for
+/// rows: reduced there by Burn's operations, so that five numbers a row come back instead of the
+/// vocabulary.
 ///
 /// # Shapes
 /// - `logits`: `[rows, vocab]`; returns one score per row

@@ -28,6 +28,11 @@ pub(super) fn tensor<const D: usize>(x: CubeTensor) -> Tensor<D> {
     Tensor::from_primitive::<CubeBackend>(x)
 }
 
+/// The integers of a buffer.
+pub(super) fn int_tensor<const D: usize>(x: CubeTensor) -> Tensor<D, Int> {
+    Tensor::from_primitive::<CubeBackend>(x)
+}
+
 /// Room for results beside `x`.
 pub(super) fn room(
     x: &CubeTensor,

@@ -10,10 +10,12 @@ mod linear;
 mod norm;
 mod reduce;
 mod rotate;
+mod score;
 
 use dfastllm_backends::Tensor;
 use dfastllm_backends::ops::{
     AttentionHeads, DeviceKernels, DeviceLinear, KeyTables, Normal, RopeAngles, RopeShape,
+    RowParams, RowScore,
 };
 
 /// All kernels of this package.
@@ -59,5 +61,9 @@ impl DeviceKernels for CubeKernels {
 
     fn copy_rows(&self, x: &mut Tensor<2>, from: usize, to: usize, count: usize) {
         rotate::copy_rows(x, from, to, count);
+    }
+
+    fn score_rows(&self, logits: Tensor<2>, params: &[RowParams]) -> Vec<RowScore> {
+        score::score_rows(logits, params)
     }
 }
