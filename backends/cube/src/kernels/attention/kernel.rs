@@ -75,7 +75,6 @@ pub(super) fn attention_kernel<F: Float, P: Float, O: Float, N: Size>(
 #[cube]
 fn score<P: Float, N: Size>(memory: &mut Memory<P, N>, work: &Work, #[comptime] tile: Tile) {
     let blocks = comptime!(tile.queries / tile.block);
-    let steps = comptime!(tile.vectors.div_ceil(tile.parts));
     let mut item = UNIT_POS as usize;
     while item < comptime!(tile.keys * blocks * tile.parts) {
         let (key, rest) = (item % comptime!(tile.keys), item / comptime!(tile.keys));
@@ -85,16 +84,14 @@ fn score<P: Float, N: Size>(memory: &mut Memory<P, N>, work: &Work, #[comptime] 
         for i in 0..tile.block {
             sums[i] = Vector::new(0.0f32);
         }
-        for step in 0..steps {
+        for step in 0..comptime!(tile.vectors / tile.parts) {
             let vector = step * comptime!(tile.parts) + part;
+            add_products::<P, N>(memory, &mut sums, key, first, vector, tile);
+        }
+        if comptime!(!tile.vectors.is_multiple_of(tile.parts)) {
+            let vector = comptime!(tile.vectors / tile.parts * tile.parts) + part;
             if vector < comptime!(tile.vectors) {
-                let at = key * comptime!(tile.vectors + 1) + vector;
-                let k = Vector::<f32, N>::cast_from(memory.keys[at]);
-                #[unroll]
-                for i in 0..tile.block {
-                    let query = memory.queries[(first + i) * comptime!(tile.vectors) + vector];
-                    sums[i] += query * k;
-                }
+                add_products::<P, N>(memory, &mut sums, key, first, vector, tile);
             }
         }
         #[unroll]
@@ -117,6 +114,23 @@ fn score<P: Float, N: Size>(memory: &mut Memory<P, N>, work: &Work, #[comptime] 
             memory.scores[at] = sum;
         }
         item += comptime!(tile.units);
+    }
+}
+
+/// Adds one load's products of a key with a block of query vectors.
+#[cube]
+fn add_products<P: Float, N: Size>(
+    memory: &mut Memory<P, N>,
+    sums: &mut Array<Vector<f32, N>>,
+    key: usize,
+    first: usize,
+    vector: usize,
+    #[comptime] tile: Tile,
+) {
+    let k = Vector::<f32, N>::cast_from(memory.keys[key * comptime!(tile.vectors + 1) + vector]);
+    #[unroll]
+    for i in 0..tile.block {
+        sums[i] += memory.queries[(first + i) * comptime!(tile.vectors) + vector] * k;
     }
 }
 

@@ -44,7 +44,8 @@ pub(super) fn load_queries<F: Float, P: Float, N: Size>(
     }
 }
 
-/// Where the keys from lane `base` on are.
+/// Where the keys from lane `base` on are. A lane that has none gets the place of another key of the
+/// span, so that no load reads what is not the sequence's own, and no position.
 #[cube]
 pub(super) fn find_keys<P: Float, N: Size>(
     table: &[i32],
@@ -54,26 +55,21 @@ pub(super) fn find_keys<P: Float, N: Size>(
     #[comptime] tile: Tile,
 ) {
     let mut key = UNIT_POS as usize;
-    while key < comptime!(tile.keys) {
-        let lane = base + key;
-        let mut place = i32::new(0);
-        let mut position = i32::new(-1);
-        if lane < work.end {
-            let piece = work.pieces + lane / work.lanes * comptime!(KeyLayout::PIECE);
-            let offset = i32::cast_from(lane % work.lanes);
-            if offset < table[piece + 2] {
-                let first = table[piece];
-                place = select(first >= 0, first + offset, first - offset);
-                position = table[piece + 1] + offset;
-            }
-        }
-        memory.places[key] = place;
-        memory.positions[key] = position;
+    while key < comptime!(tile.keys) && base < work.end {
+        let lane = min(base + key, work.end - 1);
+        let piece = work.pieces + lane / work.lanes * comptime!(KeyLayout::PIECE);
+        let wanted = i32::cast_from(lane % work.lanes);
+        let first = table[piece];
+        let count = table[piece + 2];
+        let offset = min(wanted, count - 1);
+        memory.places[key] = select(first >= 0, first + offset, first - offset);
+        let is_there = base + key < work.end && wanted < count;
+        memory.positions[key] = select(is_there, table[piece + 1] + offset, i32::new(-1));
         key += comptime!(tile.units);
     }
 }
 
-/// Keys and values of the present lanes.
+/// Keys and values of the lanes.
 #[cube]
 #[expect(clippy::too_many_arguments, reason = "buffers of a kernel")]
 pub(super) fn load_keys<P: Float, N: Size>(
@@ -90,40 +86,57 @@ pub(super) fn load_keys<P: Float, N: Size>(
     let total = comptime!(tile.keys * tile.vectors);
     let steps = comptime!(total.div_ceil(tile.units));
     let chunk = comptime!(steps.min(LOADS));
+    let is_exact = comptime!(total.is_multiple_of(chunk * tile.units));
     let kv_heads = sizes.kv_heads as usize;
     for round in 0..comptime!(steps.div_ceil(chunk)) {
         let first = round * comptime!(chunk * tile.units) + UNIT_POS as usize;
         let mut k = Array::<Vector<P, N>>::new(chunk);
         let mut v = Array::<Vector<P, N>>::new(chunk);
-        // No load waits for another, and none is behind a branch: what must not be there is replaced
-        // afterwards, so that all of them are under way at once.
+        // All loads before the first is stored, so that none waits for another.
         #[unroll]
         for step in 0..chunk {
-            let i = min(first + step * comptime!(tile.units), comptime!(total - 1));
+            let mut i = first + step * comptime!(tile.units);
+            if comptime!(!is_exact) {
+                i = min(i, comptime!(total - 1));
+            }
             let (key, vector) = (i / comptime!(tile.vectors), i % comptime!(tile.vectors));
             let place = memory.places[key];
-            let slot = u32::cast_from(max(place, 0)) as usize;
-            let at = (slot * kv_heads + work.kv_head) * comptime!(tile.vectors) + vector;
-            let (mut one_k, mut one_v) = (keys[at], values[at]);
+            let row = u32::cast_from(max(place, i32::new(-1) - place)) as usize;
+            let at = (row * kv_heads + work.kv_head) * comptime!(tile.vectors) + vector;
             if comptime!(has_own) {
-                let row = u32::cast_from(max(i32::new(-1) - place, 0)) as usize;
-                let at = (row * kv_heads + work.kv_head) * comptime!(tile.vectors) + vector;
-                one_k = select(place < 0, own_keys[at], one_k);
-                one_v = select(place < 0, own_values[at], one_v);
+                if place < 0 {
+                    k[step] = own_keys[at];
+                    v[step] = own_values[at];
+                } else {
+                    k[step] = keys[at];
+                    v[step] = values[at];
+                }
+            } else {
+                k[step] = keys[at];
+                v[step] = values[at];
             }
-            k[step] = one_k;
-            // A hidden key's score is not its own, but its value is weighed, by 0.
-            let nothing = Vector::<P, N>::new(P::new(0.0));
-            v[step] = select(memory.positions[key] < 0, nothing, one_v);
         }
         #[unroll]
         for step in 0..chunk {
             let i = first + step * comptime!(tile.units);
-            if i < total {
-                let (key, vector) = (i / comptime!(tile.vectors), i % comptime!(tile.vectors));
-                memory.keys[key * comptime!(tile.vectors + 1) + vector] = k[step];
-                memory.values[i] = v[step];
+            if comptime!(is_exact) {
+                put::<P, N>(memory, i, k[step], v[step], tile);
+            } else if i < total {
+                put::<P, N>(memory, i, k[step], v[step], tile);
             }
         }
     }
+}
+
+#[cube]
+fn put<P: Float, N: Size>(
+    memory: &mut Memory<P, N>,
+    i: usize,
+    k: Vector<P, N>,
+    v: Vector<P, N>,
+    #[comptime] tile: Tile,
+) {
+    let (key, vector) = (i / comptime!(tile.vectors), i % comptime!(tile.vectors));
+    memory.keys[key * comptime!(tile.vectors + 1) + vector] = k;
+    memory.values[i] = v;
 }

@@ -40,7 +40,7 @@ pub(super) fn finished(value: f32, other: f32, #[comptime] finish: Finish) -> f3
         Finish::Gelu => {
             // As `gelu_new`: x · sigmoid(2u).
             let cubic = value * value * 0.044_715f32 + 1.0f32;
-            value * sigmoid(value * cubic * 1.595_769_1f32)
+            value * sigmoid(value * cubic * 1.595_769_f32)
         }
         Finish::Silu => value * sigmoid(value),
         Finish::Times => value * other,
