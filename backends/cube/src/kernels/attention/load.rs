@@ -72,6 +72,7 @@ pub(super) fn find_keys<P: Float, N: Size>(
 /// Keys and values of the lanes.
 #[cube]
 #[expect(clippy::too_many_arguments, reason = "buffers of a kernel")]
+#[expect(clippy::if_same_then_else, reason = "only one of the branches is compiled")]
 pub(super) fn load_keys<P: Float, N: Size>(
     keys: &[Vector<P, N>],
     own_keys: &[Vector<P, N>],

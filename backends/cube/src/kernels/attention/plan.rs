@@ -107,7 +107,7 @@ impl Tile {
     ) -> Self {
         let vectors = head_dim / vector;
         // Few enough for registers: their sums are vectors too.
-        let most = if queries <= MOST_HEADS { queries } else { 4 };
+        let most = if queries < MOST_HEADS { queries } else { 4 };
         let block = (1..=most).rev().find(|block| queries.is_multiple_of(*block)).unwrap_or(1);
         let blocks = queries / block;
         let parts = |keys: usize| (units / (keys * blocks)).clamp(1, vectors);
