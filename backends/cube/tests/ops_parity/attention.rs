@@ -271,7 +271,8 @@ fn writes_touch_their_own_slots_only() {
         for stored in pools.stored() {
             for (slot, row) in stored.iter().enumerate() {
                 let is_empty = row.iter().all(|&x| x == 0.0);
-                assert_eq!(is_empty, !written.contains(&slot), "slot {slot}: {row:?}");
+                let what = || format!("slot {slot}: {row:?}");
+                lane.assert_eq(&is_empty, &!written.contains(&slot), what);
             }
         }
         let before = pools.stored();
@@ -282,7 +283,7 @@ fn writes_touch_their_own_slots_only() {
                 expected[i] = expected[12 + i].clone();
                 expected[20 + i] = expected[8 + i].clone();
             }
-            assert_eq!(stored, expected);
+            lane.assert_eq(&stored, &expected, String::new);
         }
     }
 }

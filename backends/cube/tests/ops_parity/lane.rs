@@ -136,6 +136,18 @@ impl Lane {
         self.compare(what, [tested, reference], self.product_tolerance);
     }
 
+    /// Fails unless both are equal.
+    pub(crate) fn assert_eq<T: std::fmt::Debug + PartialEq + ?Sized>(
+        &self,
+        tested: &T,
+        expected: &T,
+        what: impl FnOnce() -> String,
+    ) {
+        if !self.only_compiles && tested != expected {
+            panic!("{} in {:?}: {tested:?}, expected {expected:?}", what(), self.dtype);
+        }
+    }
+
     fn compare<const D: usize>(&self, what: &str, pair: [&Tensor<D>; 2], tolerance: f32) {
         let [tested, reference] = pair;
         assert_eq!(tested.dtype(), self.dtype, "{what}");

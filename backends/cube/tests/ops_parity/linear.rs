@@ -180,7 +180,9 @@ fn projections_together_are_those_alone() {
                 let together = ops::linears(x.tested.clone(), layers.map(pass));
                 for (i, (layer, together)) in layers.into_iter().zip(&together).enumerate() {
                     let alone = ops::linear(x.tested.clone(), layer, Epilogue::None);
-                    assert_eq!(bits(together), bits(&alone), "{quantize} {rows} rows, {i}");
+                    lane.assert_eq(&bits(together), &bits(&alone), || {
+                        format!("{quantize} {rows} rows, {i}")
+                    });
                 }
             }
         }
@@ -199,7 +201,8 @@ fn a_row_is_the_same_alone_and_among_few() {
             for rows in [1, 2, 3, 8] {
                 let some = x.clone().slice([25..25 + rows]);
                 let some = bits(&ops::linear(some, &layer, Epilogue::Gelu));
-                assert_eq!(some, all[25 * 19..(25 + rows) * 19], "{quantize}, {rows} rows");
+                let all = &all[25 * 19..(25 + rows) * 19];
+                lane.assert_eq(&some[..], all, || format!("{quantize}, {rows} rows"));
             }
         }
     }
@@ -219,7 +222,8 @@ fn zeros_stay_zero_and_what_is_no_number_stays_none() {
                 let y = ops::linear(x.tested, &layer, Epilogue::None);
                 for row in y.to_data().iter::<f32>().collect::<Vec<_>>().chunks(3) {
                     let what = format!("{quantize} {rows} rows, {bad}: {row:?}");
-                    assert!(row[0] == 0.0 && !row[1].is_finite() && row[2].is_finite(), "{what}");
+                    let finite = [row[0] == 0.0, row[1].is_finite(), row[2].is_finite()];
+                    lane.assert_eq(&finite, &[true, false, true], || what);
                 }
             }
         }
@@ -246,7 +250,7 @@ fn what_is_packed_serves_as_what_it_was_packed_from() {
             let own = Linear::new(own, None, quantize);
             let [packed, own] =
                 [packed, own].map(|l| bits(&ops::linear(x.clone(), &l, Epilogue::None)));
-            assert_eq!(packed, own, "{quantize} of {dtype:?}");
+            lane.assert_eq(&packed, &own, || format!("{quantize} of {dtype:?}"));
         }
     }
 }
@@ -270,7 +274,8 @@ fn more_outputs_than_cubes_along_an_axis_and_more_than_are_dequantised_at_a_time
                 let want: f64 = last.iter().zip(&row).map(|(x, w)| f64::from(*x) * w).sum();
                 let got = f64::from(y[(rows - 1) * outs + out]);
                 // As for the other shapes.
-                assert!((got - want).abs() < 2e-5, "{outs} outputs, {out}: {got} for {want}");
+                let is_near = (got - want).abs() < 2e-5;
+                lane.assert_eq(&is_near, &true, || format!("{outs}, {out}: {got} for {want}"));
             }
         }
     }

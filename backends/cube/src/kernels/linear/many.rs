@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
-use dfastllm_backends::DType;
 use dfastllm_backends::ops::{BlockFormat, Blocks};
+use dfastllm_backends::{DType, Tensor};
 
-use super::super::buffers::{element, int_buffer, room, units};
+use super::super::buffers::{element, int_buffer, room, tensor, units};
 use super::decode::{BLOCK, stored};
 use super::epilogue::{Finish, finished};
 use super::{buffer, vector_size};
@@ -79,6 +81,20 @@ pub(super) fn dequantise(blocks: &Blocks, outs: Range<usize>, dtype: DType) -> C
         dtypes,
     );
     weight
+}
+
+/// The library's product as it is where nothing is measured.
+pub(super) fn pinned_product(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    let dtype = x.dtype();
+    let [x, weight] =
+        [x, weight].map(|operand| match operand.try_into_primitive::<CubeBackend>() {
+            Ok(operand) => operand,
+            Err(e) => unreachable!("{e:?}"),
+        });
+    match matmul(x, weight, None, MatmulStrategy::Cube, dtype) {
+        Ok(product) => tensor(product),
+        Err(e) => unreachable!("shapes were checked at load: {e:?}"),
+    }
 }
 
 /// Products `[rows, width]` to results `[rows, outs]` from output `first` on.

@@ -13,7 +13,7 @@ use cubecl::client::Client;
 use cubecl::features::Plane;
 use cubecl::prelude::*;
 use dfastllm_backends::ops::{DeviceLinear, DeviceWeight, Epilogue};
-use dfastllm_backends::{DType, Tensor};
+use dfastllm_backends::{DType, KernelChoice, Tensor, kernel_options};
 
 use self::decode::{BLOCK, Format};
 use self::epilogue::Finish;
@@ -33,7 +33,7 @@ const BUSY: usize = 1024;
 const PLANES: u32 = 4;
 /// The same where shared memory does, of which 16 KiB are always there.
 const SHARED: (u32, u32) = (32, 2);
-/// Most weights that are dequantised at a time for a product of many rows.
+/// Most bytes of weights that are dequantised at a time for a product of many rows.
 const DEQUANTISED: usize = 64 << 20;
 
 /// Projections of one input.
@@ -145,7 +145,8 @@ fn plan(client: &Client, format: Format, rows: usize, sizes: &[usize]) -> Plan {
     let (lanes, groups) = if has_planes { (hardware.plane_size_max, PLANES) } else { SHARED };
     let tile = rows.next_power_of_two().min(TILE_ROWS);
     let outs: usize = sizes.iter().sum();
-    let most = if tile <= 2 { 2 } else { 4 };
+    // Sums of a whole tile stay in registers: sixteen rows of four outputs would not.
+    let most = if (3..=8).contains(&tile) { 4 } else { 2 };
     let groups_of = |each: &usize| outs / each * rows.div_ceil(tile);
     let each = [4, 2, 1].into_iter().filter(|&each| each <= most);
     Plan {
@@ -179,7 +180,7 @@ fn many(x: Tensor<2>, (weight, bias, epilogue): &DeviceLinear<'_>) -> Tensor<2> 
     let most = match weight {
         DeviceWeight::Dense(_) => outs,
         // A multiple of what vectors hold.
-        DeviceWeight::Blocks(_) => (DEQUANTISED / inputs).max(8) & !7,
+        DeviceWeight::Blocks(_) => (DEQUANTISED / dtype.size() / inputs).max(8) & !7,
     };
     if outs <= most && finish == Finish::Plain && bias.is_none() {
         return product(x, weight, 0..outs);
@@ -204,5 +205,10 @@ fn product(x: Tensor<2>, weight: &DeviceWeight, outs: Range<usize>) -> Tensor<2>
         DeviceWeight::Dense(weight) => (**weight).clone(),
         DeviceWeight::Blocks(blocks) => tensor(many::dequantise(blocks, outs, dtype)),
     };
-    x.cast(weight.dtype()).matmul(weight.transpose()).cast(dtype)
+    let x = x.cast(weight.dtype());
+    match kernel_options().choice {
+        KernelChoice::Tuned => x.matmul(weight.transpose()),
+        KernelChoice::Pinned => many::pinned_product(x, weight.transpose()),
+    }
+    .cast(dtype)
 }
