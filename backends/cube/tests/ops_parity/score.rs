@@ -42,9 +42,7 @@ impl Rows {
                 near += 1;
                 continue;
             }
-            if let Err(name) = same(t, r) {
-                panic!("{name} of {}", what());
-            }
+            assert_eq!(same(t, r), Ok(()), "{}", what());
         }
         assert!(near <= params.len() / 50, "{}: {near} draws of {}", self.what, params.len());
     }
@@ -326,7 +324,9 @@ fn a_row_that_is_not_finite_says_so() {
         for bad in [f32::NAN, f32::INFINITY] {
             let rows = Rows::new(&lane, "bad", &[0.5, bad, 1.5, 0.5, 1.0, 1.5], 3);
             let finite = |params: &[RowParams]| -> Vec<bool> {
-                ops::score_rows(rows.tested.clone(), params).iter().map(|s| s.finite).collect()
+                let scores = ops::score_rows(rows.tested.clone(), params);
+                assert!(scores.iter().all(|score| score.id < 3));
+                scores.iter().map(|score| score.finite).collect()
             };
             assert_eq!(finite(&[RowParams::greedy(0), RowParams::greedy(1)]), [false, true]);
             let on_bad = options();

@@ -91,24 +91,40 @@ pub(super) fn answer_kernel<F: Float>(
     let best = measured.best.key;
     let mass = asked_mass::<F>(logits, asked, header, source, row, bound, best, &mut summed, units);
     put_answer(answers, out, raw, measured, mass);
-    if UNIT_POS < 2 {
-        let id = min(select(UNIT_POS == 0, id, other), vocab - 1);
-        let raw = raw_key::<F>(logits, source, id);
-        let adjusted = adjusted_key::<F>(logits, asked, header, source, id);
-        let at = (out + UNIT_POS * CANDIDATE) as usize;
-        answers[at] = id;
-        answers[at + 1] = raw;
-        answers[at + 2] = adjusted;
-        answers[at + 3] = measured_key(adjusted, flags, row, bound, id);
-    }
-    // The second candidate is one only where there is one.
-    if UNIT_POS == 1 && other == NONE {
-        answers[(out + CANDIDATE) as usize] = NONE.runtime();
-    }
+    let id = select(UNIT_POS == 0, id, other);
+    put_candidate::<F>(logits, asked, header, source, row, bound, id, answers, out);
     if comptime!(lists) {
         let tops_of_row = Slices { first: first + TOPS, stride, count: slice_count };
         let places = Slices { first: out + ANSWER, stride: 2u32.runtime(), count: tops };
         put_tops(answers, places, slices, tops_of_row, &mut ranked, units);
+    }
+}
+
+/// Writes the first two units' candidates; the first is a token whatever the row, the second may be
+/// `NONE`.
+#[cube]
+#[expect(clippy::too_many_arguments, reason = "part of a kernel")]
+fn put_candidate<F: Float>(
+    logits: &[F],
+    asked: &[u32],
+    header: u32,
+    source: Source,
+    row: Scaled,
+    bound: Bound,
+    candidate: u32,
+    answers: &mut [u32],
+    out: u32,
+) {
+    if UNIT_POS < 2 {
+        let flags = asked[(header + FLAGS) as usize];
+        let id = min(candidate, row.vocab - 1);
+        let raw = raw_key::<F>(logits, source, id);
+        let adjusted = adjusted_key::<F>(logits, asked, header, source, id);
+        let at = (out + UNIT_POS * CANDIDATE) as usize;
+        answers[at] = select(UNIT_POS == 0, id, candidate);
+        answers[at + 1] = raw;
+        answers[at + 2] = adjusted;
+        answers[at + 3] = measured_key(adjusted, flags, row, bound, id);
     }
 }
 
