@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::adjusted::{adjusted_key, raw_key, source_of};
+use super::adjusted::{Source, adjusted_key, raw_key, source_of};
 use super::bounds::{Bound, Scaled, scaled_mass, scaled_row};
 use super::draws::{bound_of, filtered_key};
 use super::layout::{
@@ -67,28 +67,128 @@ pub(super) fn answer_kernel<F: Float>(
             id = measured.best.index;
             is_left = false;
         }
-        is_left = flags & FLAG_GUMBEL != 0;
-        while is_left {
-            let noisy = noisiest(drawn, of_drawn, &mut ranked, units);
-            id = noisy.index;
-            other = noisy.second_index;
-            is_left = false;
-        }
-        is_left = flags & FLAG_CATEGORICAL != 0;
-        while is_left {
-            let slice = drawn_slice(asked, header, drawn, of_drawn, &mut ranked, units);
-            id = drawn_id(kept, row, bound, slice, &mut ranked, comptime!((units, len)));
-            if id == NONE {
-                id = measured.best.index;
-            }
-            is_left = false;
-        }
+        let choice = Choice { id, other };
+        let chosen = drawn_choice(
+            asked,
+            header,
+            drawn,
+            of_drawn,
+            kept,
+            row,
+            bound,
+            choice,
+            &mut ranked,
+            comptime!((units, len)),
+        );
+        id = chosen.id;
+        other = chosen.other;
     }
     if flags & FLAG_GIVEN != 0 {
         id = asked[(header + SEED_LOW) as usize];
     }
     let out = CUBE_POS_X * (ANSWER + 2 * tops);
     let source = source_of(asked, header, vocab);
+    let best = measured.best.key;
+    let mass = asked_mass::<F>(logits, asked, header, source, row, bound, best, &mut summed, units);
+    put_answer(answers, out, raw, measured, mass);
+    let id = select(UNIT_POS == 0, id, other);
+    put_candidate::<F>(logits, asked, header, source, row, bound, id, answers, out);
+    if comptime!(lists) {
+        let tops_of_row = Slices { first: first + TOPS, stride, count: slice_count };
+        let places = Slices { first: out + ANSWER, stride: 2u32.runtime(), count: tops };
+        put_tops(answers, places, slices, tops_of_row, &mut ranked, units);
+    }
+}
+
+/// Writes the first two units' candidates; the first is a token whatever the row, the second may be
+/// `NONE`.
+#[cube]
+#[expect(clippy::too_many_arguments, reason = "part of a kernel")]
+fn put_candidate<F: Float>(
+    logits: &[F],
+    asked: &[u32],
+    header: u32,
+    source: Source,
+    row: Scaled,
+    bound: Bound,
+    candidate: u32,
+    answers: &mut [u32],
+    out: u32,
+) {
+    if UNIT_POS < 2 {
+        let flags = asked[(header + FLAGS) as usize];
+        let id = min(candidate, row.vocab - 1);
+        let raw = raw_key::<F>(logits, source, id);
+        let adjusted = adjusted_key::<F>(logits, asked, header, source, id);
+        let at = (out + UNIT_POS * CANDIDATE) as usize;
+        answers[at] = select(UNIT_POS == 0, id, candidate);
+        answers[at + 1] = raw;
+        answers[at + 2] = adjusted;
+        answers[at + 3] = measured_key(adjusted, flags, row, bound, id);
+    }
+}
+
+/// The token of a row, and the other one it might be.
+#[derive(CubeType, CubeTypeMut, Clone, Copy)]
+#[expand(derive(Clone, Copy))]
+struct Choice {
+    id: u32,
+    other: u32,
+}
+
+/// The choice of a row that is drawn from; that of others stays.
+#[cube]
+#[expect(clippy::too_many_arguments, reason = "part of a kernel")]
+fn drawn_choice(
+    asked: &[u32],
+    header: u32,
+    drawn: &[u32],
+    of_drawn: Slices,
+    kept: &[u32],
+    row: Scaled,
+    bound: Bound,
+    choice: Choice,
+    ranked: &mut Shared<[u32]>,
+    #[comptime] shape: (u32, u32),
+) -> Choice {
+    let (units, len) = comptime!(shape);
+    let flags = asked[(header + FLAGS) as usize];
+    let mut id = choice.id;
+    let mut other = choice.other;
+    let mut is_left = flags & FLAG_GUMBEL != 0;
+    while is_left {
+        let noisy = noisiest(drawn, of_drawn, ranked, units);
+        id = noisy.index;
+        other = noisy.second_index;
+        is_left = false;
+    }
+    is_left = flags & FLAG_CATEGORICAL != 0;
+    while is_left {
+        let slice = drawn_slice(asked, header, drawn, of_drawn, ranked, units);
+        id = drawn_id(kept, row, bound, slice, ranked, comptime!((units, len)));
+        if id == NONE {
+            id = choice.id;
+        }
+        is_left = false;
+    }
+    Choice { id, other }
+}
+
+/// The exponentials of the tokens asked for, together.
+#[cube]
+#[expect(clippy::too_many_arguments, reason = "part of a kernel")]
+fn asked_mass<F: Float>(
+    logits: &[F],
+    asked: &[u32],
+    header: u32,
+    source: Source,
+    row: Scaled,
+    bound: Bound,
+    best: u32,
+    summed: &mut Shared<[f32]>,
+    #[comptime] units: u32,
+) -> f32 {
+    let flags = asked[(header + FLAGS) as usize];
     let mut own = 0.0f32;
     let list = asked[(header + ASKED) as usize];
     let mut at = UNIT_POS;
@@ -97,33 +197,13 @@ pub(super) fn answer_kernel<F: Float>(
         let adjusted = adjusted_key::<F>(logits, asked, header, source, id);
         let key = measured_key(adjusted, flags, row, bound, id);
         if is_finite(key) {
-            own += exponential(max(value_of(key) - value_of(measured.best.key), -88.0f32));
+            own += exponential(max(value_of(key) - value_of(best), -88.0f32));
         }
         at += units;
     }
     let nothing = 0.0f32.runtime();
     let sums = Sums { rest: own, weighted: nothing, bad: nothing };
-    let mass = cube_sums(sums, &mut summed, units);
-    put_answer(answers, out, raw, measured, mass.rest);
-    if UNIT_POS < 2 {
-        let id = min(select(UNIT_POS == 0, id, other), vocab - 1);
-        let raw = raw_key::<F>(logits, source, id);
-        let adjusted = adjusted_key::<F>(logits, asked, header, source, id);
-        let at = (out + UNIT_POS * CANDIDATE) as usize;
-        answers[at] = id;
-        answers[at + 1] = raw;
-        answers[at + 2] = adjusted;
-        answers[at + 3] = measured_key(adjusted, flags, row, bound, id);
-    }
-    // The second candidate is one only where there is one.
-    if UNIT_POS == 1 && other == NONE {
-        answers[(out + CANDIDATE) as usize] = NONE.runtime();
-    }
-    if comptime!(lists) {
-        let tops_of_row = Slices { first: first + TOPS, stride, count: slice_count };
-        let places = Slices { first: out + ANSWER, stride: 2u32.runtime(), count: tops };
-        put_tops(answers, places, slices, tops_of_row, &mut ranked, units);
-    }
+    cube_sums(sums, summed, units).rest
 }
 
 /// The key confidence is measured by, from the adjusted one.
@@ -204,7 +284,7 @@ fn drawn_slice(
     #[comptime] units: u32,
 ) -> DrawnSlice {
     let mut found = Shared::<[u32]>::new_slice(3usize);
-    let each = (of_row.count + units - 1) / units;
+    let each = of_row.count.div_ceil(units);
     let first = UNIT_POS * each;
     let mut own = no_mass();
     let mut n = 0u32.runtime();

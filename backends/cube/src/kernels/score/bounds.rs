@@ -105,7 +105,7 @@ fn listed(
     bound: Bound,
     #[comptime] units: u32,
 ) -> List {
-    let ids = (row.vocab + units - 1) / units * units;
+    let ids = row.vocab.div_ceil(units) * units;
     let first = row.first / row.vocab * 2 * ids + UNIT_POS;
     let mut count = 0u32.runtime();
     let mut id = UNIT_POS;

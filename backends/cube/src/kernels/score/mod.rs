@@ -48,8 +48,10 @@ pub(super) fn score_rows(logits: Tensor<2>, params: &[RowParams]) -> Vec<RowScor
     let most = most.max(1);
     let chunks: Vec<_> = params.chunks(most).map(|chunk| logits.answers(chunk)).collect();
     let widths: Vec<_> = chunks.iter().map(|(_, width)| *width).collect();
-    let answers: Vec<_> = chunks.into_iter().map(|(answers, _)| answers).collect();
-    let words: Vec<u32> = Tensor::cat(answers, 0).into_data().iter::<u32>().collect();
+    let mut answers: Vec<_> = chunks.into_iter().map(|(answers, _)| answers).collect();
+    // One read, whatever the number of launches.
+    let answers = if answers.len() == 1 { answers.remove(0) } else { Tensor::cat(answers, 0) };
+    let words: Vec<u32> = answers.into_data().iter::<u32>().collect();
     let mut rest = words.as_slice();
     let mut scores = Vec::with_capacity(params.len());
     for (chunk, width) in params.chunks(most).zip(widths) {

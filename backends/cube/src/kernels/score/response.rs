@@ -10,10 +10,10 @@ use super::values::{LEAST, NONE, ZERO};
 
 /// The value of a key.
 fn value(key: u32) -> f32 {
-    match key {
-        ..=LEAST => f32::NEG_INFINITY,
-        ..ZERO => f32::from_bits(!key),
-        _ => f32::from_bits(key ^ ZERO),
+    if key <= LEAST {
+        f32::NEG_INFINITY
+    } else {
+        f32::from_bits(if key < ZERO { !key } else { key ^ ZERO })
     }
 }
 

@@ -19,6 +19,7 @@ pub(super) const NONE: u32 = 0xffff_ffff;
 pub(super) const MINUS_INFINITY: u32 = 0xff80_0000;
 /// All bits of the exponent.
 const EXPONENT: u32 = 0x7f80_0000;
+const LOG2_E: f32 = std::f32::consts::LOG2_E;
 /// Exponentials of less are 0.
 const LOWEST_EXPONENT: f32 = -87.0;
 
@@ -63,7 +64,7 @@ pub(super) fn is_finite(key: u32) -> bool {
 #[cube]
 pub(super) fn exponential(x: f32) -> f32 {
     let clamped = clamp(x, LOWEST_EXPONENT, 0.0f32);
-    let n = f32::floor(clamped * 1.442_695f32 + 0.5f32);
+    let n = f32::floor(clamped * LOG2_E + 0.5f32);
     let r = clamped - n * 0.693_359_4f32 + n * 2.121_944_4e-4f32;
     let mut p = r * (1.0f32 / 720.0f32) + 1.0f32 / 120.0f32;
     p = p * r + 1.0f32 / 24.0f32;
