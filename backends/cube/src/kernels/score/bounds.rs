@@ -296,8 +296,9 @@ pub(super) fn bounds_kernel(
     let mut turn = 0u32.runtime();
     while turn < 2 {
         // Top-p in its turn only, top-k in the other.
-        let p_first = flags & FLAG_TOP_P_FIRST != 0;
-        if (turn == 0) == p_first {
+        // Numbers, because CUDA C++ of this CubeCL has no equality of truth values.
+        let p_turn = select(flags & FLAG_TOP_P_FIRST != 0, 0u32, 1u32);
+        if turn == p_turn {
             if flags & FLAG_TOP_P != 0 {
                 let high = asked[(header + TOP_P_HIGH) as usize];
                 let low = asked[(header + TOP_P_LOW) as usize];
