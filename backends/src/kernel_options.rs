@@ -59,3 +59,17 @@ pub fn configure_kernels(options: KernelOptions) {
 pub fn kernel_options() -> KernelOptions {
     OPTIONS.get().cloned().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn choices_are_read_as_they_are_written() {
+        for choice in [KernelChoice::Tuned, KernelChoice::Pinned] {
+            assert_eq!(choice.to_string().parse::<KernelChoice>().unwrap(), choice);
+        }
+        let error = "fast".parse::<KernelChoice>().unwrap_err().to_string();
+        assert_eq!(error, "unknown choice of kernels 'fast': expected tuned or pinned");
+    }
+}

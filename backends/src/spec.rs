@@ -25,6 +25,12 @@ pub enum DeviceSpec {
 }
 
 impl DeviceSpec {
+    /// Whether its kernels are compiled at run time; of `auto`, whether they may be.
+    #[must_use]
+    pub fn compiles_kernels(self) -> bool {
+        !matches!(self, Self::Cpu | Self::NdArray)
+    }
+
     /// The cargo feature that adds this device to a build.
     #[must_use]
     pub fn feature(self) -> &'static str {

@@ -314,6 +314,16 @@ fn sigterm_drains_and_exits_0() {
 }
 
 #[test]
+fn a_file_for_kernels_needs_a_device_that_compiles_them() {
+    let args = ["generate", "--device", "cpu", "--kernel-cache", "kernels.db", "--prompt", "x"];
+    let output = run(&args);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("--kernel-cache is for GPUs: cpu compiles no kernels"), "{text}");
+    assert!(!Path::new("kernels.db").exists());
+}
+
+#[test]
 fn a_packed_checkpoint_answers_as_what_it_was_made_from() {
     let folder = tempfile::tempdir().unwrap();
     let packed = folder.path().join("packed");

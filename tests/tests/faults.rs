@@ -23,7 +23,7 @@ use futures_util::future::join_all;
 use futures_util::stream;
 use serde_json::json;
 use tokio::io::{AsyncWriteExt, split};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 const MODEL: &str = "tiny-phi";

@@ -8,7 +8,6 @@
 )]
 
 use dfastllm_models::SpecialTokens;
-use dfastllm_server::ServeOptions;
 use dfastllm_tests::http::{
     CAPITAL, CHAT, Server, chat_body, options, serve, serve_builtin, text, with,
 };

@@ -32,7 +32,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, env = "DFASTLLM_DTYPE", default_value = "auto")]
     pub(crate) dtype: DTypeChoice,
 
-    /// Projections as none (the dtype), int8 or int4, with a scale for every 32 weights; on CPU
+    /// Projections as none (the dtype), int8 or int4, with a scale for every 32 weights
     #[arg(long, env = "DFASTLLM_QUANTIZE", default_value_t = Quantize::None)]
     pub(crate) quantize: Quantize,
 
@@ -144,6 +144,11 @@ impl ModelArgs {
             return Err(Failure::usage(format!("--threads is {threads}, expected 1 to 1024")));
         }
         configure_threads(threads).map_err(|e| Failure::failed(e.to_string()))?;
+        if self.kernel_cache.is_some() && !self.device.compiles_kernels() {
+            let message =
+                format!("--kernel-cache is for GPUs: {} compiles no kernels", self.device);
+            return Err(Failure::usage(message));
+        }
         configure_kernels(KernelOptions { choice: self.kernels, cache: self.kernel_cache.clone() });
         Ok(ServeOptions {
             files: model_files(&self.model)?,

@@ -65,7 +65,7 @@ fn unopened() -> Vec<Lane> {
             product_tolerance: 0.0,
             only_compiles: true,
         };
-        return [DType::F32, DType::F16, DType::BF16].map(lane).into();
+        [DType::F32, DType::F16, DType::BF16].map(lane).into()
     }
     #[cfg(not(feature = "cuda"))]
     Vec::new()
@@ -143,8 +143,8 @@ impl Lane {
         expected: &T,
         what: impl FnOnce() -> String,
     ) {
-        if !self.only_compiles && tested != expected {
-            panic!("{} in {:?}: {tested:?}, expected {expected:?}", what(), self.dtype);
+        if !self.only_compiles {
+            assert_eq!(tested, expected, "{} in {:?}", what(), self.dtype);
         }
     }
 

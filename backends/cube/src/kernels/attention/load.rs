@@ -1,4 +1,5 @@
 //! What a cube of attention reads: its query vectors, and keys and values by turns.
+#![allow(clippy::if_same_then_else, reason = "only one of the branches is compiled")]
 
 use cubecl::prelude::*;
 use dfastllm_backends::ops::KeyLayout;
@@ -72,7 +73,6 @@ pub(super) fn find_keys<P: Float, N: Size>(
 /// Keys and values of the lanes.
 #[cube]
 #[expect(clippy::too_many_arguments, reason = "buffers of a kernel")]
-#[expect(clippy::if_same_then_else, reason = "only one of the branches is compiled")]
 pub(super) fn load_keys<P: Float, N: Size>(
     keys: &[Vector<P, N>],
     own_keys: &[Vector<P, N>],
