@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use dfastllm_backends::{
-    DTypeChoice, DeviceSpec, KernelChoice, KernelOptions, Quantize, WeightChoice,
+    DTypeChoice, DeviceSpec, GraphChoice, KernelChoice, KernelOptions, Quantize, WeightChoice,
     configure_kernels, configure_threads, physical_cores,
 };
 use dfastllm_engine::MAX_DRAFT;
@@ -65,6 +65,11 @@ pub(crate) struct ModelArgs {
     /// with autotune
     #[arg(long, env = "DFASTLLM_KERNEL_CACHE")]
     pub(crate) kernel_cache: Option<PathBuf>,
+
+    /// Whether decode steps are recorded once and replayed as one launch: auto (on CUDA), on (on every
+    /// GPU), off
+    #[arg(long, env = "DFASTLLM_GRAPHS", default_value_t = GraphChoice::Auto)]
+    pub(crate) graphs: GraphChoice,
 
     /// A small autoregressive model with the same tokenizer, to verify what a diffusion model
     /// drafts (quota adaptive)
@@ -144,7 +149,11 @@ impl ModelArgs {
             return Err(Failure::usage(format!("--threads is {threads}, expected 1 to 1024")));
         }
         configure_threads(threads).map_err(|e| Failure::failed(e.to_string()))?;
-        configure_kernels(KernelOptions { choice: self.kernels, cache: self.kernel_cache.clone() });
+        configure_kernels(KernelOptions {
+            choice: self.kernels,
+            cache: self.kernel_cache.clone(),
+            graphs: self.graphs,
+        });
         Ok(ServeOptions {
             files: model_files(&self.model)?,
             names: seats.names,
