@@ -67,6 +67,12 @@ pub enum DeviceError {
         /// What was given.
         found: String,
     },
+    /// The text does not say where passes are recorded.
+    #[error("unknown choice of graphs '{found}': expected auto, on or off")]
+    UnknownGraphs {
+        /// What was given.
+        found: String,
+    },
     /// The worker threads could not be set up.
     #[error("cannot start {threads} CPU threads: {reason}")]
     Threads {

@@ -14,6 +14,8 @@ pub struct KernelOptions {
     pub choice: KernelChoice,
     /// The file that compiled kernels and measurements are read from and kept in.
     pub cache: Option<PathBuf>,
+    /// Which devices replay recorded passes.
+    pub graphs: GraphChoice,
 }
 
 /// Which of several kernels for one product runs.
@@ -24,6 +26,41 @@ pub enum KernelChoice {
     Tuned,
     /// Always the same, so that two runs round alike.
     Pinned,
+}
+
+/// Where passes that stay alike are recorded once and replayed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum GraphChoice {
+    /// Where the device takes a recording as one launch.
+    #[default]
+    Auto,
+    /// Wherever launches can be recorded.
+    On,
+    /// Nowhere.
+    Off,
+}
+
+impl fmt::Display for GraphChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        })
+    }
+}
+
+impl FromStr for GraphChoice {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => Err(DeviceError::UnknownGraphs { found: text.chars().take(64).collect() }),
+        }
+    }
 }
 
 impl fmt::Display for KernelChoice {
@@ -71,5 +108,14 @@ mod tests {
         }
         let error = "fast".parse::<KernelChoice>().unwrap_err().to_string();
         assert_eq!(error, "unknown choice of kernels 'fast': expected tuned or pinned");
+    }
+
+    #[test]
+    fn graphs_are_read_as_they_are_written() {
+        for choice in [GraphChoice::Auto, GraphChoice::On, GraphChoice::Off] {
+            assert_eq!(choice.to_string().parse::<GraphChoice>().unwrap(), choice);
+        }
+        let error = "yes".parse::<GraphChoice>().unwrap_err().to_string();
+        assert_eq!(error, "unknown choice of graphs 'yes': expected auto, on or off");
     }
 }

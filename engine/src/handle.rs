@@ -167,14 +167,14 @@ impl Engine {
         let stats = Arc::new(EngineStats::default());
         let seat = |model: Box<dyn LanguageModel>, dtype| {
             let pool = KvPool::new(model.shape().kv_shape(pages, PAGE_SIZE), dtype, device);
-            Seat { model, pool }
+            Seat::new(model, pool)
         };
         let try_out = || {
             let verifier = verifier.map(|v| seat(v.model, v.kv_dtype));
             let mut runner = Runner::new(seat(model, kv_dtype), verifier);
             let makes_sense = runner.makes_sense();
             if makes_sense && config.warm_up {
-                runner.warm_up(config.max_num_batched_tokens);
+                runner.warm_up(config.max_num_batched_tokens, config.max_num_seqs);
             }
             makes_sense.then_some(runner)
         };

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use dfastllm_models::ops::{Guidance, RowParams, RowScore, score_rows, select_rows, warm_up_rows};
 use dfastllm_models::{
-    Alignment, KvPool, LanguageModel, PAGE_SIZE, RaggedRows, RowsError, SpanRequest, Tensor,
-    run_on, unobserved,
+    Alignment, KvPool, LanguageModel, PAGE_SIZE, RaggedRows, RecordedSteps, RowsError, SpanRequest,
+    Tensor, run_on, unobserved,
 };
 
 use crate::plan::{SpanPlan, StepPlan, Want, Which};
@@ -32,8 +32,10 @@ const HEAD_ROWS: usize = 512;
 
 /// A model with its key/value pool.
 pub(crate) struct Seat {
-    pub(crate) model: Box<dyn LanguageModel>,
-    pub(crate) pool: KvPool,
+    /// Before what they read and write.
+    recorded: RecordedSteps,
+    model: Box<dyn LanguageModel>,
+    pool: KvPool,
 }
 
 /// The models, by what plans call them.
@@ -54,9 +56,11 @@ impl Runner {
 
     /// Runs passes of all sizes that have kernels of their own, so that no request waits for one to be
     /// compiled or tuned.
-    pub(crate) fn warm_up(&mut self, most_rows: usize) {
+    /// Then records the decode steps of up to `most_sequences`, where the device is to.
+    pub(crate) fn warm_up(&mut self, most_rows: usize, most_sequences: usize) {
         for seat in std::iter::once(&mut self.main).chain(&mut self.verifier) {
             seat.warm_up(most_rows);
+            seat.record(most_sequences);
         }
     }
 
@@ -120,6 +124,10 @@ struct Scored {
 }
 
 impl Seat {
+    pub(crate) fn new(model: Box<dyn LanguageModel>, pool: KvPool) -> Self {
+        Self { recorded: RecordedSteps::default(), model, pool }
+    }
+
     /// Finite and not all alike: a device whose kernels fail to compile may go on with zeros
     /// instead of an error.
     fn makes_sense(&mut self) -> bool {
@@ -148,6 +156,32 @@ impl Seat {
         }
         let seconds = begun.elapsed().as_secs_f64();
         tracing::info!(passes = passes.len(), seconds, "kernels are warm");
+    }
+
+    fn record(&mut self, most_sequences: usize) {
+        let begun = Instant::now();
+        let (recorded, failed) = RecordedSteps::new(&*self.model, &mut self.pool, most_sequences);
+        for (rows, reason) in failed {
+            tracing::warn!(rows, "decode steps of as many rows are not recorded: {reason}");
+        }
+        let (rows, seconds) = (recorded.rows(), begun.elapsed().as_secs_f64());
+        if !rows.is_empty() {
+            tracing::info!(?rows, seconds, "decode steps are recorded and will be replayed");
+        }
+        self.recorded = recorded;
+    }
+
+    /// Hidden rows of a pass, and maybe more after them.
+    fn hidden(&mut self, rows: &RaggedRows, alive: &dyn Fn()) -> Tensor<2> {
+        match self.recorded.replay(&*self.model, rows) {
+            Ok(Some(hidden)) => {
+                alive();
+                return hidden;
+            }
+            Ok(None) => {}
+            Err(reason) => tracing::warn!("decode steps are no longer replayed: {reason}"),
+        }
+        self.model.forward(rows, &mut self.pool, &mut |_, _| alive())
     }
 
     /// A pass of that many rows behind a cached position, which writes nothing.
@@ -193,7 +227,7 @@ impl Seat {
             }
         }
         let rows = RaggedRows::new(tokens, positions, spans, PAGE_SIZE)?;
-        let hidden = self.model.forward(&rows, &mut self.pool, &mut |_, _| alive());
+        let hidden = self.hidden(&rows, alive);
         let (mut scores, mut model) = (Vec::new(), begun.elapsed());
         let mut scoring = Duration::ZERO;
         for chunk in scored.chunks(HEAD_ROWS / 2) {

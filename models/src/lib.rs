@@ -20,6 +20,7 @@ mod llada;
 mod model;
 mod phi;
 mod quantize;
+mod recorded;
 mod registry;
 mod special;
 mod structure;
@@ -37,8 +38,9 @@ pub use dfastllm_backends::{
 };
 pub use error::LoadError;
 pub use files::ModelFiles;
-pub use model::{Alignment, LanguageModel, ModelShape, Probe, Tap, unobserved};
+pub use model::{Alignment, Halves, LanguageModel, ModelShape, Probe, Tap, unobserved};
 pub use quantize::write_packed;
+pub use recorded::{NotRecorded, RecordedSteps};
 pub use registry::{LoadedModel, family_name, load};
 pub use special::{GenerationDefaults, ReferenceLoop, SpecialIds};
 pub use structure::{Guide, Structure, StructureCompiler, StructureError, TokenSet};

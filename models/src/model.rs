@@ -1,5 +1,6 @@
 //! What every family offers.
 
+use dfastllm_backends::ops::{InputForm, PassInputs};
 use dfastllm_backends::{Attend, KvPool, KvShape, RaggedRows, Tensor};
 
 /// Which position a row of logits predicts.
@@ -65,9 +66,26 @@ pub trait LanguageModel: Send + Sync {
     /// - returns hidden rows after the final norm: `[rows, hidden]`
     fn forward(&self, rows: &RaggedRows, cache: &mut KvPool, probe: &mut Probe<'_>) -> Tensor<2>;
 
+    /// The halves of [`forward`](Self::forward), if it has some: passes of others are not recorded.
+    fn halves(&self) -> Option<&dyn Halves> {
+        None
+    }
+
     /// The language-model head, for the rows that are asked for.
     ///
     /// # Shapes
     /// - `hidden`: `[n, hidden]`; returns `[n, vocab]`
     fn logits(&self, hidden: Tensor<2>) -> Tensor<2>;
+}
+
+/// A pass in two: what it reads is put on the device, and then only kernels are launched.
+pub trait Halves {
+    /// How inputs are made.
+    fn input_form(&self) -> InputForm<'_>;
+
+    /// One pass over inputs on the device of `cache`.
+    ///
+    /// # Shapes
+    /// - returns hidden rows after the final norm: `[rows, hidden]`
+    fn run(&self, inputs: PassInputs<'_>, cache: &mut KvPool, probe: &mut Probe<'_>) -> Tensor<2>;
 }

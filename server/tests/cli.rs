@@ -314,12 +314,14 @@ fn sigterm_drains_and_exits_0() {
 }
 
 #[test]
-fn a_file_for_kernels_needs_a_device_that_compiles_them() {
-    let args = ["generate", "--device", "cpu", "--kernel-cache", "kernels.db", "--prompt", "x"];
-    let output = run(&args);
-    let text = stderr(&output);
-    assert_eq!(output.status.code(), Some(2), "{text}");
-    assert!(text.contains("--kernel-cache is for GPUs: cpu compiles no kernels"), "{text}");
+fn flags_for_kernels_need_a_device_that_compiles_them() {
+    for (flag, value) in [("--kernel-cache", "kernels.db"), ("--graphs", "on")] {
+        let output = run(&["generate", "--device", "cpu", flag, value, "--prompt", "x"]);
+        let text = stderr(&output);
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        let want = format!("{flag} is for GPUs: cpu compiles no kernels");
+        assert!(text.contains(&want), "{text}");
+    }
     assert!(!Path::new("kernels.db").exists());
 }
 

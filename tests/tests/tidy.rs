@@ -85,7 +85,8 @@ fn unsafe_code_stays_in_the_cpu_kernels_and_the_mapping_and_says_why() {
     for (path, text) in sources() {
         let blocks = text.matches("unsafe {").count();
         let allowed = path.parent().is_some_and(|p| p.ends_with("backends/src/cpu/isa"))
-            || path.ends_with("backends/src/mapping.rs");
+            || path.ends_with("backends/src/mapping.rs")
+            || path.ends_with("backends/cube/src/kernels/graph.rs");
         assert!(blocks == 0 || allowed || path.ends_with("tidy.rs"), "{}", path.display());
         if allowed {
             assert!(text.matches("SAFETY").count() >= blocks, "{blocks} blocks need a reason each");

@@ -1,4 +1,4 @@
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 /// Rows of an embedding table.
 ///
@@ -6,8 +6,27 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 /// - `table`: `[vocab, hidden]`; returns `[tokens, hidden]` in `dtype`
 #[must_use]
 pub fn embed(table: &Tensor<2>, tokens: &[u32], dtype: DType) -> Tensor<2> {
-    let ids: Vec<usize> = tokens.iter().map(|&t| t as usize).collect();
-    select_rows(table.clone(), &ids).cast(dtype)
+    embed_ids(table, token_ids(tokens, &table.device()), dtype)
+}
+
+/// [`embed`] of ids that are on the device.
+///
+/// # Shapes
+/// - `table`: `[vocab, hidden]`; returns `[tokens, hidden]` in `dtype`
+#[must_use]
+pub fn embed_ids(table: &Tensor<2>, ids: Tensor<1, Int>, dtype: DType) -> Tensor<2> {
+    table.clone().select(0, ids).cast(dtype)
+}
+
+/// Token ids on a device, as i32.
+pub(crate) fn token_ids(tokens: &[u32], device: &Device) -> Tensor<1, Int> {
+    let ids: Vec<i32> = tokens.iter().map(|&t| token_id(t)).collect();
+    Tensor::from_data(TensorData::new(ids, [tokens.len()]), (device, DType::I32))
+}
+
+/// Vocabularies are far smaller than what an index can hold.
+pub(crate) fn token_id(token: u32) -> i32 {
+    i32::try_from(token).unwrap_or(i32::MAX)
 }
 
 /// The rows named, in the order named.

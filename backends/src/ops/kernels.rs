@@ -6,10 +6,10 @@
 
 use std::sync::OnceLock;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::{AttentionHeads, DeviceWeight, Epilogue, KeyTables, Normal, RopeAngles, RopeShape};
-use super::{RowParams, RowScore};
+use super::{RecordedPass, RowParams, RowScore};
 use crate::cpu;
 
 /// One projection of [`DeviceKernels::linears`]: its weight, its bias `[out]`, and what is done to
@@ -54,6 +54,25 @@ pub trait DeviceKernels: Sync {
 
     /// Copies `count` rows of `x` from row `from` to row `to`, in place; the two do not overlap.
     fn copy_rows(&self, x: &mut Tensor<2>, from: usize, to: usize, count: usize);
+
+    /// Writes over the first elements of `x`, where they are.
+    fn overwrite_ints(&self, x: &Tensor<1, Int>, values: &[i32]);
+
+    /// Writes over all of `x`, where it is; `data` has its dtype and number of elements.
+    fn overwrite(&self, x: &Tensor<3>, data: TensorData);
+
+    /// Whether the device takes a recording as one launch, so that replaying is cheaper than launching.
+    fn has_graphs(&self, device: &Device) -> bool;
+
+    /// Records the launches of `pass`, after running it a few times.
+    ///
+    /// # Errors
+    /// Why that does not work, in the device's own words. What `pass` writes is then in no known state.
+    fn record(
+        &self,
+        device: &Device,
+        pass: &mut dyn FnMut() -> Tensor<2>,
+    ) -> Result<Box<dyn RecordedPass>, String>;
 
     /// Scores of rows of logits, all of them [reducible](RowParams::is_reducible).
     fn score_rows(&self, logits: Tensor<2>, params: &[RowParams]) -> Vec<RowScore>;

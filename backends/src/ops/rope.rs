@@ -69,6 +69,13 @@ impl Rope {
     /// Sines and cosines for rows at `positions`, for activations of `dtype`.
     #[must_use]
     pub fn angles(&self, positions: &[usize], dtype: DType, device: &Device) -> RopeAngles {
+        let data = self.angle_data(positions, dtype);
+        let dtype = data.dtype();
+        RopeAngles { table: Tensor::from_data(data, (device, dtype)) }
+    }
+
+    /// The same before it is uploaded.
+    pub(crate) fn angle_data(&self, positions: &[usize], dtype: DType) -> TensorData {
         let part = |f: fn(f32) -> f32| {
             positions
                 .iter()
@@ -81,8 +88,7 @@ impl Rope {
             RopePrecision::Activations => dtype,
         };
         // Rounded here, so that one copy is all the device has to do.
-        let data = TensorData::new(values, shape).convert_dtype(dtype);
-        RopeAngles { table: Tensor::from_data(data, (device, dtype)) }
+        TensorData::new(values, shape).convert_dtype(dtype)
     }
 
     /// Turns every head of every row.

@@ -14,7 +14,7 @@ pub struct AttentionRows<'a> {
 }
 
 /// Rows and their keys, as integers on a device: one upload a pass.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct KeyTables {
     /// The sections of [`KeyLayout`], one after the other.
     pub table: Tensor<1, Int>,
@@ -22,7 +22,7 @@ pub struct KeyTables {
     pub layout: KeyLayout,
 }
 
-/// The sections of a [`KeyTables::table`]: rows from its beginning, then pieces, then tiles.
+/// The sections of a [`KeyTables::table`]: rows from its beginning; pieces and tiles where it says.
 ///
 /// - A row is [`ROW`](Self::ROW) integers: the slot of the pool it is written to or -1, and its
 ///   position.
@@ -66,7 +66,7 @@ impl KeyLayout {
     /// Rows of tiles; a span gets the smallest that it fits into, or several of the largest.
     pub const TILE_ROWS: [usize; 3] = [1, 4, 16];
     /// Lanes of pieces, powers of two. The widest is a page; scattered keys would leave it empty.
-    const LANES: [usize; 3] = [16, 4, 1];
+    pub(crate) const LANES: [usize; 3] = [16, 4, 1];
 }
 
 impl<'a> AttentionRows<'a> {
@@ -75,6 +75,11 @@ impl<'a> AttentionRows<'a> {
     pub fn new(rows: &'a RaggedRows, device: &Device) -> Self {
         let tables = kernels(device).map(|_| KeyTables::new(rows, device));
         Self { rows, tables }
+    }
+
+    /// With tables that are on the device already.
+    pub(super) fn with_tables(rows: &'a RaggedRows, tables: KeyTables) -> Self {
+        Self { rows, tables: Some(tables) }
     }
 
     pub(crate) fn rows(&self) -> &RaggedRows {
@@ -135,7 +140,7 @@ fn sections(rows: &RaggedRows) -> (Vec<i32>, KeyLayout) {
     (table, KeyLayout { pieces_at, classes, has_own_keys })
 }
 
-fn row_section(rows: &RaggedRows) -> Vec<i32> {
+pub(super) fn row_section(rows: &RaggedRows) -> Vec<i32> {
     let mut table: Vec<i32> =
         rows.positions().iter().flat_map(|&position| [-1, index(position)]).collect();
     for run in rows.spans().iter().flat_map(|span| &span.writes) {
@@ -146,7 +151,7 @@ fn row_section(rows: &RaggedRows) -> Vec<i32> {
     table
 }
 
-fn sees(attend: Attend) -> usize {
+pub(super) fn sees(attend: Attend) -> usize {
     match attend {
         Attend::Bidirectional => 0,
         Attend::Causal => 1,
@@ -162,7 +167,7 @@ fn lanes(runs: &[KeyRun]) -> usize {
 }
 
 /// Cuts runs into pieces; returns the first position of each.
-fn push_pieces(table: &mut Vec<i32>, runs: &[KeyRun], lanes: usize) -> Vec<usize> {
+pub(super) fn push_pieces(table: &mut Vec<i32>, runs: &[KeyRun], lanes: usize) -> Vec<usize> {
     let mut starts = Vec::new();
     for run in runs {
         for from in (0..run.len).step_by(lanes) {
@@ -179,7 +184,7 @@ fn push_pieces(table: &mut Vec<i32>, runs: &[KeyRun], lanes: usize) -> Vec<usize
 }
 
 /// First row, number of rows and number of visible pieces of each tile of a span.
-fn span_tiles<'a>(
+pub(super) fn span_tiles<'a>(
     span: &'a Span,
     positions: &'a [usize],
     room: usize,
@@ -198,7 +203,7 @@ fn span_tiles<'a>(
 }
 
 /// Pools and positions are far smaller than what an index can hold.
-fn index(value: usize) -> i32 {
+pub(super) fn index(value: usize) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)
 }
 

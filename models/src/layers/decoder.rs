@@ -1,8 +1,10 @@
-use dfastllm_backends::ops::{AttentionRows, Epilogue, Linear, Rope, RopeAngles, embed, linear};
+use dfastllm_backends::ops::{
+    AttentionRows, Epilogue, InputForm, Linear, PassInputs, Rope, RopeAngles, embed_ids, linear,
+};
 use dfastllm_backends::{Attend, DType, KvPool, RaggedRows, Tensor};
 
 use super::{GatedMlp, Norm, SelfAttention};
-use crate::model::{Alignment, LanguageModel, ModelShape, Probe, Tap};
+use crate::model::{Alignment, Halves, LanguageModel, ModelShape, Probe, Tap};
 
 /// What is the same for all layers of one pass.
 pub(crate) struct Pass<'a, 'p> {
@@ -54,10 +56,28 @@ impl<L: Layer> LanguageModel for Decoder<L> {
     }
 
     fn forward(&self, rows: &RaggedRows, cache: &mut KvPool, probe: &mut Probe<'_>) -> Tensor<2> {
-        let mut x = embed(&self.embedding, rows.tokens(), self.activations); // [rows, hidden]
+        let inputs = PassInputs::new(rows, self.input_form(), &self.embedding.device());
+        self.run(inputs, cache, probe)
+    }
+
+    fn halves(&self) -> Option<&dyn Halves> {
+        Some(self)
+    }
+
+    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        linear(hidden, &self.head, Epilogue::None)
+    }
+}
+
+impl<L: Layer> Halves for Decoder<L> {
+    fn input_form(&self) -> InputForm<'_> {
+        InputForm { rope: &self.rope, activations: self.activations }
+    }
+
+    fn run(&self, inputs: PassInputs<'_>, cache: &mut KvPool, probe: &mut Probe<'_>) -> Tensor<2> {
+        let PassInputs { tokens, angles, rows } = inputs;
+        let mut x = embed_ids(&self.embedding, tokens, self.activations); // [rows, hidden]
         probe(Tap { layer: None, name: "embed" }, &x);
-        let angles = self.rope.angles(rows.positions(), self.activations, &x.device());
-        let rows = AttentionRows::new(rows, &x.device());
         let mut pass = Pass { rows, cache, angles, layer: 0, probe };
         for (i, layer) in self.layers.iter().enumerate() {
             pass.layer = i;
@@ -67,10 +87,6 @@ impl<L: Layer> LanguageModel for Decoder<L> {
         let x = self.final_norm.forward(x);
         (pass.probe)(Tap { layer: None, name: "final_norm" }, &x);
         x
-    }
-
-    fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
-        linear(hidden, &self.head, Epilogue::None)
     }
 }
 

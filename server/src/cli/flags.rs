@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use dfastllm_backends::{
-    DTypeChoice, DeviceSpec, KernelChoice, KernelOptions, Quantize, WeightChoice,
+    DTypeChoice, DeviceSpec, GraphChoice, KernelChoice, KernelOptions, Quantize, WeightChoice,
     configure_kernels, configure_threads, physical_cores,
 };
 use dfastllm_engine::MAX_DRAFT;
@@ -66,6 +66,11 @@ pub(crate) struct ModelArgs {
     #[arg(long, env = "DFASTLLM_KERNEL_CACHE")]
     pub(crate) kernel_cache: Option<PathBuf>,
 
+    /// Whether decode steps are recorded once and replayed as one launch: auto (on CUDA), on (on every
+    /// GPU), off
+    #[arg(long, env = "DFASTLLM_GRAPHS", default_value_t = GraphChoice::Auto)]
+    pub(crate) graphs: GraphChoice,
+
     /// A small autoregressive model with the same tokenizer, to verify what a diffusion model
     /// drafts (quota adaptive)
     #[arg(long, env = "DFASTLLM_DRAFT_MODEL")]
@@ -123,6 +128,25 @@ impl Seats {
 }
 
 impl ModelArgs {
+    /// Hands on what is chosen about a GPU's kernels; refuses what has no meaning without one.
+    fn configure_kernels(&self) -> Result<(), Failure> {
+        if !self.device.compiles_kernels() {
+            let has_cache = self.kernel_cache.is_some();
+            let flags =
+                [("--kernel-cache", has_cache), ("--graphs", self.graphs == GraphChoice::On)];
+            if let Some((flag, _)) = flags.into_iter().find(|(_, is_given)| *is_given) {
+                let message = format!("{flag} is for GPUs: {} compiles no kernels", self.device);
+                return Err(Failure::usage(message));
+            }
+        }
+        configure_kernels(KernelOptions {
+            choice: self.kernels,
+            cache: self.kernel_cache.clone(),
+            graphs: self.graphs,
+        });
+        Ok(())
+    }
+
     /// Checks the flags and starts the CPU threads.
     pub(crate) fn options(&self, seats: Seats) -> Result<ServeOptions, Failure> {
         for (flag, value) in [
@@ -144,12 +168,7 @@ impl ModelArgs {
             return Err(Failure::usage(format!("--threads is {threads}, expected 1 to 1024")));
         }
         configure_threads(threads).map_err(|e| Failure::failed(e.to_string()))?;
-        if self.kernel_cache.is_some() && !self.device.compiles_kernels() {
-            let message =
-                format!("--kernel-cache is for GPUs: {} compiles no kernels", self.device);
-            return Err(Failure::usage(message));
-        }
-        configure_kernels(KernelOptions { choice: self.kernels, cache: self.kernel_cache.clone() });
+        self.configure_kernels()?;
         Ok(ServeOptions {
             files: model_files(&self.model)?,
             names: seats.names,

@@ -6,17 +6,18 @@
 
 mod attention;
 mod buffers;
+mod graph;
 mod linear;
 mod norm;
 mod reduce;
 mod rotate;
 mod score;
 
-use dfastllm_backends::Tensor;
 use dfastllm_backends::ops::{
-    AttentionHeads, DeviceKernels, DeviceLinear, KeyTables, Normal, RopeAngles, RopeShape,
-    RowParams, RowScore,
+    AttentionHeads, DeviceKernels, DeviceLinear, KeyTables, Normal, RecordedPass, RopeAngles,
+    RopeShape, RowParams, RowScore,
 };
+use dfastllm_backends::{Device, Int, Tensor, TensorData};
 
 /// All kernels of this package.
 #[derive(Debug)]
@@ -61,6 +62,26 @@ impl DeviceKernels for CubeKernels {
 
     fn copy_rows(&self, x: &mut Tensor<2>, from: usize, to: usize, count: usize) {
         rotate::copy_rows(x, from, to, count);
+    }
+
+    fn overwrite_ints(&self, x: &Tensor<1, Int>, values: &[i32]) {
+        graph::overwrite_ints(x, values);
+    }
+
+    fn overwrite(&self, x: &Tensor<3>, data: TensorData) {
+        graph::overwrite(x, data);
+    }
+
+    fn has_graphs(&self, device: &Device) -> bool {
+        graph::has_graphs(device)
+    }
+
+    fn record(
+        &self,
+        device: &Device,
+        pass: &mut dyn FnMut() -> Tensor<2>,
+    ) -> Result<Box<dyn RecordedPass>, String> {
+        graph::record(device, pass)
     }
 
     fn score_rows(&self, logits: Tensor<2>, params: &[RowParams]) -> Vec<RowScore> {
