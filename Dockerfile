@@ -1,5 +1,5 @@
-# docker build -t dfastllm .                                    CPU only
-# docker build -t dfastllm:cuda --build-arg FEATURES=cuda .     NVIDIA GPUs
+# docker build -t dfastllm .                                             CPU only
+# docker build -t dfastllm:cuda --build-arg FEATURES=cuda,autotune .     NVIDIA GPUs
 FROM rust:1.95-bookworm AS build
 ARG FEATURES=""
 WORKDIR /src
