@@ -19,7 +19,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineConfig {
     /// Run passes of all sizes before the first request, where kernels are compiled when they first
-    /// run.
+    /// run, and record decode steps where the device does.
     pub warm_up: bool,
     /// Requests decoded at the same time.
     pub max_num_seqs: usize,

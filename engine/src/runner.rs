@@ -55,8 +55,8 @@ impl Runner {
     }
 
     /// Runs passes of all sizes that have kernels of their own, so that no request waits for one to be
-    /// compiled or tuned.
-    /// Then records the decode steps of up to `most_sequences`, where the device is to.
+    /// compiled or tuned; then records the decode steps of up to `most_sequences`, where the device is
+    /// to.
     pub(crate) fn warm_up(&mut self, most_rows: usize, most_sequences: usize) {
         for seat in std::iter::once(&mut self.main).chain(&mut self.verifier) {
             seat.warm_up(most_rows);

@@ -13,6 +13,9 @@ def main():
     if copy:
         print(f"the card copies {copy:.0f} GB/s, read and written")
     for row in rows:
+        if "setting" in row:
+            print(f"{row['what']}, {row['setting']}: {row['mean_ms']:.2f} ms a pass, "
+                  f"{row['speedup']:.2f} x reference")
         if "step_ms" not in row:
             continue
         n, step = row["concurrency"], row["step_ms"]

@@ -74,7 +74,7 @@ fn latency_is_measured_with_and_without_disturbance() {
     };
     let row = |args: &[&str]| row_of("builtin:tiny-phi", args);
     let plain = row(&["--concurrency", "2", "--input-len", "8", "--output-len", "8"]);
-    assert!(number(&plain, "ttft_p50_ms") > 0.0 && number(&plain, "itl_p99_ms") >= 0.0);
+    assert!(number(&plain, "ttft_p50_ms") > 0.0);
     let shared = row(&["--shared-prefix", "100", "--requests", "2"]);
     assert_eq!(number(&shared, "cached_tokens"), 96.0);
     let disturbed =
@@ -163,8 +163,11 @@ fn the_roofline_says_what_passes_reach_of_the_machine() {
     let counts: Vec<f64> = rows.iter().map(|row| number(row, "rows")).collect();
     assert_eq!(counts, [1.0, 8.0, 32.0]);
     for row in &rows {
-        let parts = ["embed", "norm", "qkv", "attention", "mlp", "sum", "head", "scoring"];
+        let parts = ["embed", "norm", "qkv", "attention", "mlp", "head", "scoring"];
         let sum: f64 = parts.iter().map(|part| number(row, &format!("{part}_ms"))).sum();
+        for part in ["qkv", "attention", "mlp", "head"] {
+            assert!(number(row, &format!("{part}_ms")) > 0.0, "{part}: {row}");
+        }
         let pass = number(row, "pass_ms");
         // Medians of two passes are those of one pass, whichever it is of a part.
         assert!(sum <= pass * 1.001 && sum > 0.0, "{sum} {row}");

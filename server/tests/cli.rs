@@ -59,8 +59,8 @@ fn edit_header(path: &Path, edit: impl FnOnce(String) -> String) {
 fn assert_refused(folder: &Path, wanted: &[&str]) {
     let started = Instant::now();
     let output = run(&["generate", "--model", folder.to_str().unwrap(), "--prompt", "x"]);
-    // Hundredths of a second; not seconds of loading first.
-    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+    // Hundredths of a second on an idle machine.
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{wanted:?}: {text}");
     assert_eq!(text.lines().count(), 1, "{text}");
@@ -315,10 +315,12 @@ fn sigterm_drains_and_exits_0() {
 
 #[test]
 fn flags_for_kernels_need_a_device_that_compiles_them() {
-    for (flag, value) in [("--kernel-cache", "kernels.db"), ("--graphs", "on")] {
+    for (flag, value) in
+        [("--kernel-cache", "kernels.db"), ("--graphs", "on"), ("--kernels", "pinned")]
+    {
         let output = run(&["generate", "--device", "cpu", flag, value, "--prompt", "x"]);
         let text = stderr(&output);
-        assert_eq!(output.status.code(), Some(2), "{text}");
+        assert_eq!(output.status.code(), Some(1), "{text}");
         let want = format!("{flag} is for GPUs: cpu compiles no kernels");
         assert!(text.contains(&want), "{text}");
     }

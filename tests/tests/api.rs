@@ -439,6 +439,7 @@ async fn an_engine_that_shows_no_life_is_unhealthy() {
     let running = spawn(&server, COMPLETIONS, endless());
     let mut health = server.get("/health").await;
     while health.0 == 200 {
+        assert!(!running.is_finished());
         health = server.get("/health").await;
     }
     let body: Value = serde_json::from_str(&health.1).unwrap();

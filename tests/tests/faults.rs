@@ -23,7 +23,7 @@ use futures_util::future::join_all;
 use futures_util::stream;
 use serde_json::json;
 use tokio::io::{AsyncWriteExt, split};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 const MODEL: &str = "tiny-phi";
@@ -152,6 +152,11 @@ async fn shutting_down_closes_idle_connections_and_finishes_answers() {
     running.await.unwrap();
     stop.send(()).unwrap();
     assert_eq!((rest(&mut idle).await, rest(&mut silent).await), (String::new(), String::new()));
+    // Whoever may have the port by now, it is not this server.
+    if let Ok(mut late) = TcpStream::connect(url.trim_start_matches("http://")).await {
+        late.write_all(HEALTH.as_bytes()).await.unwrap_or_default();
+        assert!(!rest(&mut late).await.ends_with("well"));
+    }
     assert!(!task.is_finished());
     release.send(()).unwrap();
     assert!(rest(&mut busy).await.ends_with("done"));

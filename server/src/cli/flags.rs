@@ -128,23 +128,13 @@ impl Seats {
 }
 
 impl ModelArgs {
-    /// Hands on what is chosen about a GPU's kernels; refuses what has no meaning without one.
-    fn configure_kernels(&self) -> Result<(), Failure> {
-        if !self.device.compiles_kernels() {
-            let has_cache = self.kernel_cache.is_some();
-            let flags =
-                [("--kernel-cache", has_cache), ("--graphs", self.graphs == GraphChoice::On)];
-            if let Some((flag, _)) = flags.into_iter().find(|(_, is_given)| *is_given) {
-                let message = format!("{flag} is for GPUs: {} compiles no kernels", self.device);
-                return Err(Failure::usage(message));
-            }
-        }
+    /// Hands on what is chosen about a GPU's kernels.
+    fn configure_kernels(&self) {
         configure_kernels(KernelOptions {
             choice: self.kernels,
             cache: self.kernel_cache.clone(),
             graphs: self.graphs,
         });
-        Ok(())
     }
 
     /// Checks the flags and starts the CPU threads.
@@ -168,7 +158,7 @@ impl ModelArgs {
             return Err(Failure::usage(format!("--threads is {threads}, expected 1 to 1024")));
         }
         configure_threads(threads).map_err(|e| Failure::failed(e.to_string()))?;
-        self.configure_kernels()?;
+        self.configure_kernels();
         Ok(ServeOptions {
             files: model_files(&self.model)?,
             names: seats.names,
@@ -181,7 +171,8 @@ impl ModelArgs {
             max_queue: seats.max_queue,
             request_timeout: seats.request_timeout,
             stall_timeout: seats.stall_timeout,
-            warm_up: seats.warm_up,
+            // Recording is part of it.
+            warm_up: seats.warm_up || self.graphs == GraphChoice::On,
             speculative_tokens: self.speculative_tokens,
             draft_model: self.draft_model.as_deref().map(model_files).transpose()?,
             audit: self.audit,

@@ -25,13 +25,12 @@ const PASSES: usize = 5;
 const FILL_ROWS: usize = 512;
 
 /// Parts of a pass and of what follows it, by the name of the last thing they compute.
-const PARTS: [(&str, &str); 8] = [
+const PARTS: [(&str, &str); 7] = [
     ("embed", "embed_ms"),
     ("norm_in", "norm_ms"),
     ("v", "qkv_ms"),
-    ("attn_out", "attention_ms"),
-    ("mlp_out", "mlp_ms"),
-    ("out", "sum_ms"),
+    ("attended", "attention_ms"),
+    ("out", "mlp_ms"),
     ("head", "head_ms"),
     ("scores", "scoring_ms"),
 ];
