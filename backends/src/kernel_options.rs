@@ -93,8 +93,8 @@ pub fn configure_kernels(options: KernelOptions) {
 
 /// The options of this process.
 #[must_use]
-pub fn kernel_options() -> KernelOptions {
-    OPTIONS.get().cloned().unwrap_or_default()
+pub fn kernel_options() -> &'static KernelOptions {
+    OPTIONS.get_or_init(KernelOptions::default)
 }
 
 #[cfg(test)]

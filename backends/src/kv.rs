@@ -6,6 +6,7 @@ use crate::RaggedRows;
 use crate::cpu;
 use crate::ops::kernels::kernels;
 use crate::rows::WriteRun;
+use crate::upload::zeros;
 
 /// Sizes of a pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +47,7 @@ impl KvPool {
     pub fn new(shape: KvShape, dtype: DType, device: &Device) -> Self {
         // A tensor needs at least one row, also when no page is ever used.
         let slots = (shape.pages * shape.page_size).max(1);
-        let zeros = || Tensor::<2>::zeros([slots, shape.width], (device, dtype));
+        let zeros = || zeros([slots, shape.width], dtype, device);
         let layers = 0..shape.layers;
         Self {
             shape,

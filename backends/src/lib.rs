@@ -19,6 +19,7 @@ pub mod ops;
 mod provider;
 mod rows;
 mod spec;
+mod upload;
 
 pub use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 pub use bytes::Bytes;
@@ -39,3 +40,4 @@ pub use provider::{
 };
 pub use rows::{Attend, KeyRun, KeySource, PAGE_SIZE, RaggedRows, RowsError, Span, SpanRequest};
 pub use spec::DeviceSpec;
+pub use upload::{upload, upload_ints};

@@ -3,6 +3,7 @@
 use dfastllm_backends::ops::Linear;
 use dfastllm_backends::{
     Bytes, DType, Device, PackedMatrix, Precision, Quantize, Tensor, WeightFormat, tensor_data,
+    upload,
 };
 
 use crate::LoadError;
@@ -157,10 +158,7 @@ impl Weights {
         });
         match read {
             // Converted here, because a device need not know the checkpoint's dtype: wgpu has no bf16.
-            Some(bytes) => {
-                let data = tensor_data(bytes, shape, own).convert_dtype(dtype);
-                Tensor::from_data(data, (device, dtype))
-            }
+            Some(bytes) => upload(tensor_data(bytes, shape, own).convert_dtype(dtype), device),
             None => Tensor::zeros([1; D], (device, dtype)),
         }
     }

@@ -210,7 +210,13 @@ fn kv_cache_tokens(
     let bytes_each = loaded.model.shape().kv_shape(1, 1).bytes(loaded.precision.kv).max(1);
     let info = &device.info;
     let memory = info.free_memory_bytes.or(info.total_memory_bytes).unwrap_or(UNKNOWN_MEMORY_BYTES);
-    let room = |bytes: u64| usize::try_from(bytes / bytes_each).unwrap_or(usize::MAX);
+    // Kernels of a GPU count the numbers of a layer in 32 bits.
+    let countable = match device.spec.compiles_kernels() {
+        true => u32::MAX as usize / loaded.model.shape().kv_width.max(1),
+        false => usize::MAX,
+    };
+    let room =
+        |bytes: u64| usize::try_from(bytes / bytes_each).unwrap_or(usize::MAX).min(countable);
     let wanted = options.max_num_seqs.saturating_mul(max_model_len);
     let tokens = options.kv_cache_tokens.unwrap_or_else(|| wanted.min(room(memory / 4)));
     if tokens < max_model_len || tokens > room(memory) {
@@ -226,12 +232,12 @@ fn kv_cache_tokens(
 /// Refuses what was asked of a GPU's kernels where it would do nothing.
 fn refuse_kernel_options(device: &OpenDevice, attend: Attend) -> Result<(), String> {
     let KernelOptions { choice, cache, graphs } = kernel_options();
-    let records = graphs == GraphChoice::On;
+    let records = *graphs == GraphChoice::On;
     if !device.spec.compiles_kernels() {
         let flags = [
             ("--kernel-cache", cache.is_some()),
             ("--graphs", records),
-            ("--kernels", choice == KernelChoice::Pinned),
+            ("--kernels", *choice == KernelChoice::Pinned),
         ];
         if let Some((flag, _)) = flags.into_iter().find(|(_, is_given)| *is_given) {
             return Err(format!("{flag} is for GPUs: {} compiles no kernels", device.spec));

@@ -2,8 +2,7 @@
 //!
 //! [`CubeProvider`] is all there is to name: it lists and opens the devices of the cargo features
 //! it was built with. Without a feature it knows none and this package compiles no GPU code.
-//! Nothing here computes: models use `dfastllm_backends::ops`, whose portable defaults run on
-//! every device opened here.
+//! Its kernels compute what `dfastllm_backends::ops` asks for; nobody else calls them.
 
 #[cfg(feature = "cube")]
 mod hardware;

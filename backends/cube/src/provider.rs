@@ -18,6 +18,7 @@ impl CubeProvider {
     /// Hands the kernels of this package over to the operations; opening a device does so too.
     #[cfg(feature = "cube")]
     pub fn install_kernels(self) {
+        crate::runtime::configure();
         dfastllm_backends::ops::install_kernels(&crate::kernels::CubeKernels);
     }
 

@@ -24,7 +24,7 @@ pub(crate) fn configure() {
 /// # Errors
 /// Why they cannot be kept there.
 pub(crate) fn keep_kernels() -> Result<(), String> {
-    let Some(file) = kernel_options().cache else { return Ok(()) };
+    let Some(file) = &kernel_options().cache else { return Ok(()) };
     if !cfg!(feature = "autotune") {
         let file = file.display();
         return Err(format!("no kernels are kept in {file}: this build is without `autotune`"));

@@ -106,7 +106,10 @@ fn values(x: Tensor<2>) -> Vec<f32> {
 /// Largest difference.
 fn far(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, |most, x| if x > most { x } else { most })
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |most, x| if x > most || x.is_nan() { x } else { most })
 }
 
 fn all_pages(pool: &KvPool) -> Vec<f32> {

@@ -10,14 +10,14 @@ use crate::{KvPool, RaggedRows};
 pub type LayerPages<'a> = (&'a mut KvPool, usize);
 
 /// Largest head that devices' kernels have room for.
-const LARGEST_HEAD: usize = 256;
+pub(super) const LARGEST_HEAD: usize = 256;
 
 /// Turns queries and keys to their positions and writes keys and values of writing spans to their
 /// pages. Returns queries, and keys and values as [`attention`] takes them.
 ///
 /// # Shapes
 /// - `query`: `[rows, heads * head_dim]`; `keys`, `values`: `[rows, kv_heads * head_dim]`; returns
-///   the same
+///   the same, but keys and values of no meaning where all rows are in their pages
 #[must_use]
 pub fn rotate_and_store(
     query: Tensor<2>,

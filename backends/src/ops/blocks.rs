@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::cpu::BlockRows;
-use crate::{PackedMatrix, WeightFormat};
+use crate::{PackedMatrix, WeightFormat, upload, upload_ints};
 
 /// Weights that share a scale, along `in`.
 const BLOCK: usize = 32;
@@ -68,8 +68,8 @@ impl Blocks {
         Some(Self {
             format,
             inputs,
-            words: Tensor::from_data(words, (device, DType::U32)),
-            scales: Tensor::from_data(scales, (device, dtype)),
+            words: upload_ints(words, device),
+            scales: upload(scales, device),
         })
     }
 

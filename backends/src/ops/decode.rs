@@ -3,6 +3,7 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+use super::attention::LARGEST_HEAD;
 use super::embed::token_id;
 use super::kernels::{DeviceKernels, kernels};
 use super::tables::{index, push_pieces, row_section, sees, span_tiles};
@@ -78,8 +79,7 @@ impl DecodeShape {
 pub struct DecodeInputs {
     shape: DecodeShape,
     kernels: &'static dyn DeviceKernels,
-    /// As many rows, for operations without a kernel. They compute something else, which whoever
-    /// compares a recording with the pass itself finds out.
+    /// As many rows, which no operation that has a kernel looks at.
     rows: RaggedRows,
     tokens: Tensor<1, Int>,
     angles: RopeAngles,
@@ -93,10 +93,11 @@ impl std::fmt::Debug for DecodeInputs {
 }
 
 impl DecodeInputs {
-    /// Inputs of absent rows; nothing on a device without kernels.
+    /// Inputs of absent rows; nothing where attention has no kernel.
     #[must_use]
     pub fn new(shape: DecodeShape, form: InputForm<'_>, device: &Device) -> Option<Self> {
-        let kernels = kernels(device)?;
+        let fits = form.rope.shape().head_dim <= LARGEST_HEAD;
+        let kernels = kernels(device).filter(|_| fits)?;
         let span = |row| SpanRequest {
             rows: row..row + 1,
             attend: Attend::Causal,
@@ -130,7 +131,11 @@ impl DecodeInputs {
     }
 
     /// Overwrites the inputs with those of a step that the shape [holds](DecodeShape::holds).
+    ///
+    /// # Panics
+    /// If it does not.
     pub fn fill(&self, rows: &RaggedRows, form: InputForm<'_>) {
+        assert!(self.shape.holds(rows), "{} rows for {:?}", rows.len(), self.shape);
         let mut tokens: Vec<i32> = rows.tokens().iter().map(|&t| token_id(t)).collect();
         tokens.resize(self.shape.rows, 0);
         let mut positions = rows.positions().to_vec();

@@ -16,8 +16,8 @@ use crate::cpu;
 /// its result.
 pub type DeviceLinear<'a> = (&'a DeviceWeight, Option<&'a Tensor<1>>, Epilogue);
 
-/// The inference operations as kernels of a device. Contracts are those of the functions of the same
-/// name in [`crate::ops`].
+/// The inference operations as kernels of a device. Where a function of [`crate::ops`] has the same name,
+/// its contract holds here too.
 pub trait DeviceKernels: Sync {
     /// Numbers of rows, `most` at most, whose passes run kernels that no smaller number runs: what to
     /// try before the first request, because kernels are compiled and measured when they first run.

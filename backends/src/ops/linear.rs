@@ -4,7 +4,7 @@ use super::blocks::Blocks;
 use super::gelu_new;
 use super::kernels::kernels;
 use crate::cpu::{self, PackedLinear};
-use crate::{PackedMatrix, Quantize, WeightFormat};
+use crate::{PackedMatrix, Quantize, WeightFormat, upload};
 
 /// A projection.
 #[derive(Debug, Clone)]
@@ -69,7 +69,7 @@ impl Linear {
             Some(blocks) => DeviceWeight::Blocks(Box::new(blocks)),
             None => {
                 let data = TensorData::new(matrix.rows(), matrix.dims()).convert_dtype(dtype);
-                DeviceWeight::Dense(Box::new(Tensor::from_data(data, (device, dtype))))
+                DeviceWeight::Dense(Box::new(upload(data, device)))
             }
         };
         Self { weight: Weight::Device(weight), bias }

@@ -28,6 +28,7 @@ pub fn records(device: &Device) -> bool {
 
 /// Records a pass. Numbers of the host and sizes stay what they are now, and nothing may be uploaded or
 /// read within: what is to change has to be in tensors that are there before, and overwritten in place.
+/// No other thread may use the device meanwhile: what it launched would be recorded too.
 ///
 /// # Errors
 /// Why that does not work. What `pass` writes is then in no known state.

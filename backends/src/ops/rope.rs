@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-use crate::cpu;
+use crate::{cpu, upload};
 
 /// Where rounding happens when activations are narrower than f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,9 +69,7 @@ impl Rope {
     /// Sines and cosines for rows at `positions`, for activations of `dtype`.
     #[must_use]
     pub fn angles(&self, positions: &[usize], dtype: DType, device: &Device) -> RopeAngles {
-        let data = self.angle_data(positions, dtype);
-        let dtype = data.dtype();
-        RopeAngles { table: Tensor::from_data(data, (device, dtype)) }
+        RopeAngles { table: upload(self.angle_data(positions, dtype), device) }
     }
 
     /// The same before it is uploaded.

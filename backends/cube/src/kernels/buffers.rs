@@ -15,6 +15,17 @@ pub(super) fn buffer<const D: usize>(x: Tensor<D>) -> CubeTensor {
     }
 }
 
+/// The buffer of a tensor that is written where it is: what is written reaches every handle of it.
+pub(super) fn buffer_in_place<const D: usize>(x: &Tensor<D>) -> CubeTensor {
+    match x.clone().try_into_primitive::<CubeBackend>() {
+        Ok(x) => {
+            assert!(x.is_contiguous(), "a tensor with gaps would be written as a copy");
+            x
+        }
+        Err(e) => unreachable!("{e:?}"),
+    }
+}
+
 /// The same of integers.
 pub(super) fn int_buffer<const D: usize>(x: Tensor<D, Int>) -> CubeTensor {
     match x.try_into_primitive::<CubeBackend>() {

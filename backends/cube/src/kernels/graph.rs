@@ -1,10 +1,12 @@
 //! Passes recorded once and replayed: CUDA graphs, and recorded dispatches through wgpu.
 
+use std::sync::{Mutex, PoisonError};
+
 use cubecl::client::{Client, Graph};
 use dfastllm_backends::ops::RecordedPass;
 use dfastllm_backends::{DType, Device, Int, Tensor, TensorData};
 
-use super::buffers::{buffer, int_buffer};
+use super::buffers::{buffer, buffer_in_place, int_buffer};
 
 /// Runs before a recording, so that all kernels are compiled and all memory is there: nothing can be
 /// allocated while recording.
@@ -52,6 +54,9 @@ pub(super) fn record(
     device: &Device,
     pass: &mut dyn FnMut() -> Tensor<2>,
 ) -> Result<Box<dyn RecordedPass>, String> {
+    // All threads have one stream: two recordings would end up in each other.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let client = any_buffer(device).client;
     let window = Window::prepare(&client)?;
     for _ in 0..WARM_UPS {
@@ -92,6 +97,7 @@ impl RecordedPass for Recording {
 
 /// Writes over the first elements, in order with launches.
 pub(super) fn overwrite_ints(x: &Tensor<1, Int>, values: &[i32]) {
+    assert!(values.len() <= x.dims()[0], "{} numbers for {:?}", values.len(), x.dims());
     let data = TensorData::new(values.to_vec(), [values.len()]);
     let x = int_buffer(x.clone());
     x.client.write(&x.handle, data.into_bytes());
@@ -99,6 +105,7 @@ pub(super) fn overwrite_ints(x: &Tensor<1, Int>, values: &[i32]) {
 
 /// Writes over all elements, in order with launches.
 pub(super) fn overwrite(x: &Tensor<3>, data: TensorData) {
-    let x = buffer(x.clone());
+    assert_eq!(x.dims().iter().product::<usize>(), data.num_elements(), "as much as there is");
+    let x = buffer_in_place(x);
     x.client.write(&x.handle, data.into_bytes());
 }

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 use dfastllm_backends::ops::{KeyLayout, KeyTables, RopeAngles, RopePrecision, RopeShape};
 use dfastllm_backends::{DType, Tensor};
 
-use super::buffers::{buffer, element, int_buffer, room, tensor, units};
+use super::buffers::{buffer, buffer_in_place, element, int_buffer, room, tensor, units};
 
 /// Most units of a cube.
 const UNITS: u32 = 256;
@@ -144,7 +144,7 @@ pub(super) fn rotate_and_store(
     let kept = [0, 1].map(|_| room(&query, kept, pool_dtype));
     // The pool's own buffers, whoever else holds a handle: it holds the only one between calls, and a
     // pass is to see what it wrote, so writing where they are is what is wanted.
-    let [pool_keys, pool_values] = pool.map(|pages| buffer(pages.clone()));
+    let [pool_keys, pool_values] = pool.map(|pages| buffer_in_place(pages));
     let parts = (heads + 2 * kv_heads) * (shape.head_dim - shape.half);
     let units = units(&client, UNITS);
     rotate_kernel::launch(
@@ -194,7 +194,7 @@ fn copy_kernel<P: Float>(
 /// Copies rows within a tensor, in place.
 pub(super) fn copy_rows(x: &mut Tensor<2>, from: usize, to: usize, count: usize) {
     let (width, dtype) = (x.dims()[1], x.dtype());
-    let x = buffer(x.clone());
+    let x = buffer_in_place(x);
     let client = x.client.clone();
     let units = units(&client, UNITS);
     copy_kernel::launch(

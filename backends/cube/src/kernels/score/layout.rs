@@ -5,7 +5,7 @@ use super::reduce::STATS;
 
 /// Words of a row's header in the buffer of what is asked. Lists lie behind the headers of all rows;
 /// what points at them counts words from the beginning.
-pub(super) const HEADER: u32 = 26;
+pub(super) const HEADER: u32 = UNIFORM_LOW + 1;
 
 /// Row of the logits.
 pub(super) const ROW: u32 = 0;
