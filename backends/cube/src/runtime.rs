@@ -33,7 +33,7 @@ pub(crate) fn keep_kernels() -> Result<(), String> {
     std::fs::OpenOptions::new()
         .append(true)
         .create(true)
-        .open(&file)
+        .open(file)
         .map_err(|e| format!("no kernels can be kept in {}: {e}", file.display()))?;
     cubecl_environment::environment::load(file);
     Ok(())
