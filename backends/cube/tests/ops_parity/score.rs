@@ -369,6 +369,11 @@ fn draws_are_the_hosts_and_follow_the_softmax() {
             let row = [0.5f32, -1.0, 2.0, 1.0, -3.0];
             let params: Vec<_> = (0..4000).map(|position| at(position, gumbel)).collect();
             let rows = Rows::new(&lane, "five tokens", &row, 5);
+            if lane.only_compiles {
+                // Nothing was drawn.
+                drop(ops::score_rows(rows.tested, &params));
+                continue;
+            }
             let mut counts = [0u32; 5];
             for score in ops::score_rows(rows.tested, &params) {
                 counts[score.id as usize] += 1;
