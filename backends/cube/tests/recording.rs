@@ -8,8 +8,7 @@ use std::ops::Range;
 
 use dfastllm_backends::ops::{
     AttentionHeads, DecodeInputs, DecodeShape, Epilogue, InputForm, Linear, PassInputs, Rope,
-    RopePrecision, attention, embed_ids, linear, linears, record, records, rms_norm,
-    rotate_and_store,
+    RopePrecision, attention, embed, linear, linears, record, records, rms_norm, rotate_and_store,
 };
 use dfastllm_backends::{
     Attend, CpuProvider, DType, Device, DeviceProvider, GraphChoice, KernelOptions, KvPool,
@@ -62,7 +61,7 @@ impl Network {
 
     fn run(&self, inputs: PassInputs<'_>, pool: &mut KvPool) -> Tensor<2> {
         let PassInputs { tokens, angles, rows } = inputs;
-        let mut x = embed_ids(&self.embedding, tokens, DType::F32);
+        let mut x = embed(&self.embedding, tokens, DType::F32);
         for (layer, [q, k, v, out]) in self.projections.iter().enumerate() {
             let normal = rms_norm(x.clone(), &self.norm, 1e-6);
             let [query, keys, values] = linears(normal, [q, k, v].map(|l| (l, Epilogue::None)));

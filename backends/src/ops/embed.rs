@@ -1,20 +1,11 @@
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
-/// Rows of an embedding table.
+/// Rows of an embedding table, of token ids on its device.
 ///
 /// # Shapes
-/// - `table`: `[vocab, hidden]`; returns `[tokens, hidden]` in `dtype`
+/// - `table`: `[vocab, hidden]`; `ids`: `[tokens]`; returns `[tokens, hidden]` in `dtype`
 #[must_use]
-pub fn embed(table: &Tensor<2>, tokens: &[u32], dtype: DType) -> Tensor<2> {
-    embed_ids(table, token_ids(tokens, &table.device()), dtype)
-}
-
-/// [`embed`] of ids that are on the device.
-///
-/// # Shapes
-/// - `table`: `[vocab, hidden]`; returns `[tokens, hidden]` in `dtype`
-#[must_use]
-pub fn embed_ids(table: &Tensor<2>, ids: Tensor<1, Int>, dtype: DType) -> Tensor<2> {
+pub fn embed(table: &Tensor<2>, ids: Tensor<1, Int>, dtype: DType) -> Tensor<2> {
     table.clone().select(0, ids).cast(dtype)
 }
 

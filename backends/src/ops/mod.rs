@@ -27,7 +27,7 @@ pub use activation::gelu_new;
 pub use attention::{AttentionHeads, LayerPages, attention, portable_attention, rotate_and_store};
 pub use blocks::{BlockFormat, Blocks};
 pub use decode::{DecodeInputs, DecodeShape};
-pub use embed::{embed, embed_ids, select_rows};
+pub use embed::{embed, select_rows};
 pub use inputs::{InputForm, PassInputs};
 pub use kernels::{DeviceKernels, DeviceLinear, install_kernels, warm_up_rows};
 pub use linear::{DeviceWeight, Epilogue, Linear, linear, linears, portable_linear};
@@ -37,6 +37,6 @@ pub use rope::{Rope, RopeAngles, RopePrecision, RopeShape};
 pub use row_params::{
     ConfidenceOf, Credit, Draw, FilterOrder, Filters, Guidance, Mix, Penalties, RowParams,
 };
-pub use score::{RowScore, portable_scores, score_rows};
+pub use score::{RowScore, score_rows};
 pub use tables::{AttentionRows, KeyLayout, KeyTables, TileClass};
 pub use token_set::TokenSet;

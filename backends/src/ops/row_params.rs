@@ -189,18 +189,4 @@ impl RowParams {
         let is_cold = matches!(self.draw, Draw::Gumbel { .. }) && self.filters.temperature <= 0.0;
         !has_rows && self.credit.is_none() && self.top_logprobs <= MOST_TOPS && !is_cold
     }
-
-    /// Whether the five numbers of the row itself are all that is wanted.
-    pub(super) fn is_plain(&self) -> bool {
-        let asks_more = self.top_logprobs > 0 || !self.mass_of.is_empty() || self.keep_row;
-        let is_changed = self.mix.is_some() || self.penalties.is_some() || self.credit.is_some();
-        !asks_more
-            && !is_changed
-            && self.previous.is_none()
-            && self.guidance.is_none()
-            && self.bias.is_empty()
-            && self.allowed.is_none()
-            && self.filters.is_neutral()
-            && self.draw == Draw::Greedy
-    }
 }

@@ -11,7 +11,7 @@ use super::embed::select_rows;
 use super::kernels::{DeviceKernels, kernels};
 use super::row_params::{ConfidenceOf, Draw, Filters, Guidance, RowParams};
 use super::sample::{apply_filters, categorical, gumbel};
-use crate::cpu::{self, SoftmaxSums, softmax_sums};
+use crate::cpu::{SoftmaxSums, softmax_sums};
 
 /// The numbers of one row. Entropies are in nats.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,10 +51,6 @@ pub fn score_rows(logits: Tensor<2>, params: &[RowParams]) -> Vec<RowScore> {
     }
     if let Some(kernels) = kernels(&logits.device()) {
         return reduced_scores(kernels, &logits, params);
-    }
-    if !cpu::is_host(&logits.device()) && params.iter().all(RowParams::is_plain) {
-        let scores = portable_scores(logits);
-        return params.iter().map(|p| scores[p.row].clone()).collect();
     }
     host_scores(logits, params)
 }
@@ -240,47 +236,6 @@ fn most_probable(row: &[f32], n: usize) -> Vec<usize> {
     order
 }
 
-/// The portable default for rows without bias, filters or draws on devices that have no kernels for
-/// rows: reduced there by Burn's operations, so that five numbers a row come back instead of the
-/// vocabulary.
-///
-/// # Shapes
-/// - `logits`: `[rows, vocab]`; returns one score per row
-#[must_use]
-pub fn portable_scores(logits: Tensor<2>) -> Vec<RowScore> {
-    let logits = logits.cast(DType::F32);
-    let (best, ids) = logits.clone().topk_with_indices(2.min(logits.dims()[1]), 1); // [rows, 2]
-    let shifted = logits - best.clone().narrow(1, 0, 1);
-    let exponentials = shifted.clone().exp();
-    let sums = exponentials.clone().sum_dim(1); // [rows, 1]
-    let weighted = (exponentials * shifted.clamp_min(-88.0)).sum_dim(1);
-    let [best, sums, weighted] =
-        [best, sums, weighted].map(|t| t.into_data().iter::<f64>().collect::<Vec<_>>());
-    // CubeCL devices give -1 for a place no finite logit takes.
-    let ids: Vec<u32> =
-        ids.into_data().iter::<i64>().map(|id| u32::try_from(id).unwrap_or(0)).collect();
-    let width = best.len() / sums.len();
-    (0..sums.len())
-        .map(|row| {
-            let (sum, top) = (sums[row], &best[row * width..(row + 1) * width]);
-            let gap = top.get(1).map_or(f64::NEG_INFINITY, |second| second - top[0]);
-            RowScore {
-                id: ids[row * width],
-                confidence: 1.0 / sum,
-                entropy: entropy(sum, weighted[row]),
-                margin: (1.0 - gap.exp()) / sum,
-                logprob: -sum.ln(),
-                top: Vec::new(),
-                mass: 0.0,
-                divergence: None,
-                earned: None,
-                row: None,
-                finite: sum.is_finite(),
-            }
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use burn::tensor::Device;
@@ -319,24 +274,6 @@ mod tests {
             assert!((score.entropy - entropy).abs() < 1e-5);
             assert!((score.top[2].1 - p[2].ln()).abs() < 1e-5);
             assert!(score.finite);
-        }
-    }
-
-    #[test]
-    fn the_portable_default_agrees_with_the_host() {
-        let (_, tensor) = logits();
-        let params: Vec<_> = (0..5).map(RowParams::greedy).collect();
-        let host = score_rows(tensor.clone(), &params);
-        for (a, b) in portable_scores(tensor).iter().zip(&host) {
-            assert_eq!(a.id, b.id);
-            for (a, b) in [
-                (a.confidence, b.confidence),
-                (a.entropy, b.entropy),
-                (a.margin, b.margin),
-                (a.logprob, b.logprob),
-            ] {
-                assert!((a - b).abs() < 1e-5, "{a} {b}");
-            }
         }
     }
 

@@ -1,5 +1,5 @@
 use dfastllm_backends::ops::{
-    AttentionRows, Epilogue, InputForm, Linear, PassInputs, Rope, RopeAngles, embed_ids, linear,
+    AttentionRows, Epilogue, InputForm, Linear, PassInputs, Rope, RopeAngles, embed, linear,
 };
 use dfastllm_backends::{Attend, DType, KvPool, RaggedRows, Tensor};
 
@@ -76,7 +76,7 @@ impl<L: Layer> Halves for Decoder<L> {
 
     fn run(&self, inputs: PassInputs<'_>, cache: &mut KvPool, probe: &mut Probe<'_>) -> Tensor<2> {
         let PassInputs { tokens, angles, rows } = inputs;
-        let mut x = embed_ids(&self.embedding, tokens, self.activations); // [rows, hidden]
+        let mut x = embed(&self.embedding, tokens, self.activations); // [rows, hidden]
         probe(Tap { layer: None, name: "embed" }, &x);
         let mut pass = Pass { rows, cache, angles, layer: 0, probe };
         for (i, layer) in self.layers.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! Operations that treat every row alone.
 
 use dfastllm_backends::ops::{self, Rope, RopePrecision};
-use dfastllm_backends::{DType, Device, Tensor};
+use dfastllm_backends::{DType, Device, Int, Tensor, TensorData, upload_ints};
 
 use crate::lane::{Pair, lanes, noise};
 
@@ -63,19 +63,27 @@ fn gelu() {
     }
 }
 
+fn ids(tokens: &[u32], device: &Device) -> Tensor<1, Int> {
+    let ids: Vec<i32> = tokens.iter().map(|&token| token as i32).collect();
+    upload_ints(TensorData::new(ids, [tokens.len()]), device)
+}
+
 #[test]
 fn rows_by_index() {
     for lane in lanes("embed and select_rows") {
         let table: Pair<2> = lane.noise(1, [11, 5]);
         for tokens in [vec![0], vec![10, 0, 10, 3], (0..11).rev().collect::<Vec<u32>>()] {
-            let tested = ops::embed(&table.tested, &tokens, lane.dtype);
-            let reference = ops::embed(&table.reference, &tokens, DType::F32);
+            let tested = ops::embed(&table.tested, ids(&tokens, &lane.device), lane.dtype);
+            let reference = ops::embed(&table.reference, ids(&tokens, &Device::flex()), DType::F32);
             lane.check(&format!("embed {tokens:?}"), &tested, &reference);
             let indices: Vec<usize> = tokens.iter().map(|&t| t as usize).collect();
             let tested = ops::select_rows(table.tested.clone(), &indices);
             lane.check(&format!("select_rows {tokens:?}"), &tested, &reference);
         }
         // Activations may be wider than the table.
-        assert_eq!(ops::embed(&table.tested, &[1], DType::F32).dtype(), DType::F32);
+        assert_eq!(
+            ops::embed(&table.tested, ids(&[1], &lane.device), DType::F32).dtype(),
+            DType::F32
+        );
     }
 }

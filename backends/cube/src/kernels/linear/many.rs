@@ -39,19 +39,12 @@ fn dequantise_kernel<S: Float, F: Float, N: Size>(
         let row_words = blocks * comptime!(BLOCK as u32 / per_word);
         let word = words[(out * row_words + i / per_word) as usize];
         let scale = f32::cast_from(scales[(out * blocks + i / BLOCK as u32) as usize]);
+        // Of a part of the word, moved to where it begins; by nothing if it is the whole word.
+        let word = word >> (i % per_word * comptime!(32 / per_word));
         let mut values = Vector::<F, N>::empty();
-        if comptime!(vector as u32 == per_word) {
-            #[unroll]
-            for k in 0..vector {
-                values.insert(k, F::cast_from(stored(word, k, format) * scale));
-            }
-        } else {
-            // A part of the word, moved to where it begins.
-            let word = word >> (i % per_word * comptime!(32 / per_word));
-            #[unroll]
-            for k in 0..vector {
-                values.insert(k, F::cast_from(stored(word, k, format) * scale));
-            }
+        #[unroll]
+        for k in 0..vector {
+            values.insert(k, F::cast_from(stored(word, k, format) * scale));
         }
         weight[ABSOLUTE_POS] = values;
     }
