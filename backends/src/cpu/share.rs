@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::buffers::Buffer;
 
 /// Multiplications below which waking other threads costs more than it saves.
-const SERIAL_WORK: usize = 1 << 17;
+pub(super) const SERIAL_WORK: usize = 1 << 17;
 
 /// Results `[rows, outs]`, and how they may be cut.
 #[derive(Debug, Clone, Copy)]

@@ -2,10 +2,11 @@
 
 use super::super::isa::Isa;
 use super::super::vector::{Stored, exp, exp_lanes};
-use super::{MAX_RUN, Running};
+use super::MAX_RUN;
+use super::sums::Running;
 
 /// Scores or weights of a part's keys, in as many vectors as that takes.
-type Lanes<I> = [<I as Isa>::V; MOST_VECTORS];
+pub(super) type Lanes<I> = [<I as Isa>::V; MOST_VECTORS];
 
 /// Vectors of the narrowest instruction set.
 const MOST_VECTORS: usize = 2;
@@ -52,34 +53,47 @@ pub(super) fn turned_scores<I: Isa>(isa: I, query: &[f32], keys: &[f32]) -> Lane
     scores
 }
 
-/// The same from keys as they are stored, `stride` apart; the first `n` scores are set.
+/// The same of one key as it is stored.
 #[inline(always)]
-pub(super) fn stored_scores<T: Stored, I: Isa>(
-    isa: I,
-    query: &[f32],
-    keys: &[T],
-    (stride, n): (usize, usize),
-) -> Lanes<I> {
-    let mut scores = [0f32; MAX_RUN];
-    for (key, score) in scores[..n].iter_mut().enumerate() {
-        let key = &keys[key * stride..][..query.len()];
-        let mut chains = isa.zero();
-        let mut at = 0;
-        while at + I::LANES <= query.len() {
-            chains = isa.madd(isa.load(&query[at..]), T::load(isa, &key[at..]), chains);
-            at += I::LANES;
-        }
-        if at < query.len() {
-            let (query, key) = (isa.load_part(&query[at..]), T::load_part(isa, &key[at..]));
-            chains = isa.madd(query, key, chains);
-        }
-        *score = isa.sum(chains);
+pub(super) fn score<T: Stored, I: Isa>(isa: I, mut query: &[f32], mut key: &[T]) -> f32 {
+    let mut chains = isa.zero();
+    loop {
+        let operands = (query, key);
+        let vectors = match query.len() / I::LANES {
+            0 => break,
+            1 => add_products::<T, I, 1>(isa, operands, &mut chains),
+            2 | 3 => add_products::<T, I, 2>(isa, operands, &mut chains),
+            4 => add_products::<T, I, 4>(isa, operands, &mut chains),
+            5..8 => add_products::<T, I, 5>(isa, operands, &mut chains),
+            _ => add_products::<T, I, 8>(isa, operands, &mut chains),
+        };
+        (query, key) = (&query[vectors * I::LANES..], &key[vectors * I::LANES..]);
     }
-    loaded(isa, &scores)
+    if !query.is_empty() {
+        let (query, key) = (isa.load_part(query), T::load_part(isa, &key[..query.len()]));
+        chains = isa.madd(query, key, chains);
+    }
+    isa.sum(chains)
 }
 
+/// The first `N` vectors of a head; returns `N`.
 #[inline(always)]
-fn loaded<I: Isa>(isa: I, values: &[f32; MAX_RUN]) -> Lanes<I> {
+fn add_products<T: Stored, I: Isa, const N: usize>(
+    isa: I,
+    (query, key): (&[f32], &[T]),
+    chains: &mut I::V,
+) -> usize {
+    let (query, key) = (&query[..N * I::LANES], &key[..N * I::LANES]);
+    for n in 0..N {
+        let at = n * I::LANES;
+        *chains = isa.madd(isa.load(&query[at..]), T::load(isa, &key[at..]), *chains);
+    }
+    N
+}
+
+/// Scores of a part's keys as vectors.
+#[inline(always)]
+pub(super) fn loaded<I: Isa>(isa: I, values: &[f32; MAX_RUN]) -> Lanes<I> {
     let mut lanes = [isa.zero(); MOST_VECTORS];
     for (v, lanes) in lanes[..vectors::<I>()].iter_mut().enumerate() {
         *lanes = isa.load(&values[v * I::LANES..]);

@@ -2,7 +2,7 @@ use half::bf16;
 
 use super::super::testing;
 use super::*;
-use crate::rows::{RaggedRows, SpanRequest};
+use crate::rows::{Attend, RaggedRows, SpanRequest};
 
 const HEADS: usize = 3;
 
@@ -11,32 +11,42 @@ fn values(n: usize, seed: u32) -> Vec<f32> {
     testing::values(n, seed).iter().map(|x| 2.0 * x).collect()
 }
 
-/// A causal sequence cut into chunks of these lengths, over pages in no order.
-fn chunks<T: Stored>(path: CpuPath, lengths: &[usize], [keys, vals]: [&[T]; 2]) -> Vec<f32> {
-    let (width, mut out, mut start) = (keys.len() / 48, Vec::new(), 0);
+/// A causal sequence cut into chunks of these lengths, over pages in no order. Keys and values have room
+/// for `pages` of them.
+fn chunks<T: Stored>(
+    path: CpuPath,
+    pages: usize,
+    lengths: &[usize],
+    [keys, vals]: [&[T]; 2],
+) -> Vec<f32> {
+    let (width, mut out, mut start) = (keys.len() / (pages * PAGE_SIZE), Vec::new(), 0);
     for &len in lengths {
         let span = SpanRequest {
             rows: 0..len,
             attend: Attend::Causal,
             write: true,
             visible: vec![0..start],
-            pages: vec![2, 0, 1],
+            pages: (0..pages as u32).rev().collect(),
         };
         let positions = (start..start + len).collect();
         let rows = RaggedRows::new(vec![0; len], positions, vec![span], PAGE_SIZE).unwrap();
-        let plan = AttentionPlan {
-            spans: rows.spans().clone(),
-            positions: rows.positions().clone(),
-            heads: HEADS,
-            kv_heads: HEADS,
-            head_dim: width / HEADS,
-        };
-        let query = &values(40 * width, 9)[start * width..(start + len) * width];
+        let query = &values(lengths.iter().sum::<usize>() * width, 9);
+        let query = &query[start * width..(start + len) * width];
         let kv = KeysValues { own_keys: &[], own_values: &[], pool_keys: keys, pool_values: vals };
-        out.extend_from_slice(&attention(path, &plan, query, kv));
+        out.extend_from_slice(&attention(path, &plan(&rows, width / HEADS), query, kv));
         start += len;
     }
     out
+}
+
+fn plan(rows: &RaggedRows, head_dim: usize) -> AttentionPlan {
+    AttentionPlan {
+        spans: rows.spans().clone(),
+        positions: rows.positions().clone(),
+        heads: HEADS,
+        kv_heads: HEADS,
+        head_dim,
+    }
 }
 
 #[test]
@@ -46,19 +56,62 @@ fn every_path_agrees_and_turned_keys_give_the_same_bits_as_stored_ones() {
     // Less than a vector, every number of vectors side by side, and what is left beside them.
     for dim in [3, 20, 64, 80, 100, 128, 144] {
         let (keys, vals) = (values(48 * HEADS * dim, 1), values(48 * HEADS * dim, 2));
-        let reference = chunks(CpuPath::Portable, &[40], [&keys, &vals]);
+        let reference = chunks(CpuPath::Portable, 3, &[40], [&keys, &vals]);
         for path in CpuPath::available() {
-            let whole = chunks(path, &[40], [&keys, &vals]);
+            let whole = chunks(path, 3, &[40], [&keys, &vals]);
             for (a, b) in whole.iter().zip(&reference) {
                 assert!((a - b).abs() < 1e-5, "{path}: {a} {b}");
             }
-            let one_by_one = chunks(path, &[1; 40], [&keys, &vals]);
+            let one_by_one = chunks(path, 3, &[1; 40], [&keys, &vals]);
             assert!(whole == one_by_one, "{path}, {dim}: one row at a time");
-            let uneven = chunks(path, &[7, 33], [&keys, &vals]);
+            let uneven = chunks(path, 3, &[7, 33], [&keys, &vals]);
             assert!(whole == uneven, "{path}, {dim}: uneven chunks");
-            let narrow = chunks(path, &[40], [&half(&keys), &half(&vals)]);
-            let wide = chunks(path, &[40], [&widened(&keys), &widened(&vals)]);
+            let narrow = chunks(path, 3, &[40], [&half(&keys), &half(&vals)]);
+            let wide = chunks(path, 3, &[40], [&widened(&keys), &widened(&vals)]);
             assert!(narrow == wide, "{path}, {dim}: bf16 widens exactly");
         }
     }
+}
+
+#[test]
+fn chunks_are_joined_alike_by_one_thread_and_by_many() {
+    // Two chunks and the beginning of a third.
+    let (pages, len, dim) = (2 * CHUNK_PARTS + 1, 2 * CHUNK_PARTS * PAGE_SIZE + 5, 20);
+    let numbers = |seed| values(pages * PAGE_SIZE * HEADS * dim, seed);
+    let (keys, vals) = (numbers(1), numbers(2));
+    let decode: Vec<usize> = [vec![len - 20], vec![1; 20]].concat();
+    for path in CpuPath::available() {
+        let whole = chunks(path, pages, &[len], [&keys, &vals]);
+        let one_by_one = chunks(path, pages, &decode, [&keys, &vals]);
+        assert!(whole == one_by_one, "{path}");
+        let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        let alone = one_thread.install(|| chunks(path, pages, &decode, [&keys, &vals]));
+        assert!(whole == alone, "{path}: one thread");
+        let exact = last_row(&keys, &vals, len, dim);
+        for (a, b) in whole[whole.len() - exact.len()..].iter().zip(&exact) {
+            assert!((f64::from(*a) - b).abs() < 1e-5, "{path}: {a} {b}");
+        }
+    }
+}
+
+/// The last row of a sequence by the definition, in f64.
+fn last_row(keys: &[f32], vals: &[f32], len: usize, dim: usize) -> Vec<f64> {
+    let width = HEADS * dim;
+    let query = &values(len * width, 9)[(len - 1) * width..];
+    let pages = keys.len() / width / PAGE_SIZE;
+    let slot = |key: usize| (pages - 1 - key / PAGE_SIZE) * PAGE_SIZE + key % PAGE_SIZE;
+    let mut out = vec![0.0; width];
+    for head in 0..HEADS {
+        let at = |key: usize, d: usize| slot(key) * width + head * dim + d;
+        let product = |key: usize, d: usize| f64::from(query[head * dim + d] * keys[at(key, d)]);
+        let score =
+            |key: usize| (0..dim).map(|d| product(key, d)).sum::<f64>() / (dim as f64).sqrt();
+        let weights: Vec<f64> = (0..len).map(|key| score(key).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        for d in 0..dim {
+            let mixed = (0..len).map(|key| weights[key] * f64::from(vals[at(key, d)])).sum::<f64>();
+            out[head * dim + d] = mixed / sum;
+        }
+    }
+    out
 }
