@@ -79,13 +79,34 @@ pub(crate) fn attention<T: Stored>(
     let parts: Vec<Vec<Part<'_, T>>> = plan.spans.iter().map(|s| span_parts(plan, s, kv)).collect();
     let tasks = tasks(plan, query, &parts);
     let run = |task: &Task<'_, T>| dispatch(path, task);
-    let done: Vec<Sums> = match plan.work() < SERIAL_WORK {
+    let is_small = plan.work() < SERIAL_WORK;
+    let mut done: Vec<Sums> = match is_small {
         true => tasks.iter().map(run).collect(),
         false => tasks.par_iter().map(run).collect(),
     };
     let mut out = Buffer::new(query.len());
-    dispatch(path, Join { tasks: &tasks, done, out: &mut out });
+    let joins = joins(&tasks, &mut done, &mut out);
+    match is_small || joins.len() == 1 {
+        true => joins.into_iter().for_each(|join| dispatch(path, join)),
+        false => joins.into_par_iter().for_each(|join| dispatch(path, join)),
+    }
     out
+}
+
+/// What is left to do once the tasks are done, by blocks of rows.
+fn joins<'a, T: Stored>(
+    tasks: &'a [Task<'a, T>],
+    mut done: &'a mut [Sums],
+    mut out: &'a mut [f32],
+) -> Vec<Join<'a, T>> {
+    let cut = tasks.chunk_by(Task::has_same_rows).map(|tasks| {
+        let sizes = (tasks.len(), tasks.first().map_or(0, Task::out_size));
+        let (now, later) = std::mem::take(&mut done).split_at_mut(sizes.0);
+        let (to, rest) = std::mem::take(&mut out).split_at_mut(sizes.1);
+        (done, out) = (later, rest);
+        Join { tasks, done: now, out: to }
+    });
+    cut.collect()
 }
 
 /// Cuts the work into tasks. Many queries have a few heads each and go over all their keys. Few, whose

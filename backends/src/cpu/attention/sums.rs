@@ -55,11 +55,11 @@ impl Sums {
     }
 }
 
-/// Joins what tasks of the same queries have, which stand side by side, and divides.
+/// Joins what tasks of the same rows have, those of the same heads side by side, and divides.
 pub(super) struct Join<'a, T> {
     pub(super) tasks: &'a [Task<'a, T>],
     /// One a task.
-    pub(super) done: Vec<Sums>,
+    pub(super) done: &'a mut [Sums],
     /// `[rows, heads * head_dim]`
     pub(super) out: &'a mut [f32],
 }
@@ -68,11 +68,11 @@ impl<T: Stored> Kernel for Join<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<I: Isa>(mut self, isa: I) {
-        let mut done = self.done.as_mut_slice();
-        for tasks in self.tasks.chunk_by(Task::has_same_queries) {
-            let (now, later) = done.split_at_mut(tasks.len());
-            done = later;
+    fn run<I: Isa>(self, isa: I) {
+        let mut done = self.done;
+        for tasks in self.tasks.chunk_by(Task::has_same_heads) {
+            let now;
+            (now, done) = done.split_at_mut(tasks.len());
             if let (Some(task), Some((first, rest))) = (tasks.first(), now.split_first_mut()) {
                 rest.iter().for_each(|next| first.join(isa, next));
                 task.write(first, self.out);

@@ -48,23 +48,21 @@ impl<T: Stored> Kernel for &Task<'_, T> {
             prepared: self.has_many_queries().then(|| Prepared::new(dim)),
         };
         let mut sums = Sums::new(queries, dim);
-        let mut firsts = (0..self.parts.len()).step_by(CHUNK_PARTS);
-        if let Some(first) = firsts.next() {
-            self.chunk(isa, first, &mut work, &mut sums);
-        }
-        if firsts.len() > 0 {
-            let mut next = Sums::new(queries, dim);
-            for first in firsts {
-                next.clear();
-                self.chunk(isa, first, &mut work, &mut next);
+        let mut next = Sums::new(if self.parts.len() > CHUNK_PARTS { queries } else { 0 }, dim);
+        for first in (0..self.parts.len()).step_by(CHUNK_PARTS) {
+            let is_first = first == 0;
+            let to = if is_first { &mut sums } else { &mut next };
+            self.chunk(isa, first, &mut work, to);
+            if !is_first {
                 sums.join(isa, &next);
+                next.clear();
             }
         }
         sums
     }
 }
 
-/// What a task has beside its sums. Queries are in the order of [`Task::number`].
+/// What a task has beside its sums. Queries stand in the order of [`Task::places`].
 struct Work {
     /// `[queries, head_dim]`
     query: Vec<f32>,
@@ -80,13 +78,22 @@ impl<'a, T: Stored> Task<'a, T> {
         self.rows.len() * self.group
     }
 
+    /// Numbers of its rows, of all heads.
+    pub(super) fn out_size(&self) -> usize {
+        self.rows.len() * self.plan.heads * self.plan.head_dim
+    }
+
     /// Whether a key is used so often that preparing it pays.
     pub(super) fn has_many_queries(&self) -> bool {
         self.each() >= MANY_QUERIES
     }
 
-    pub(super) fn has_same_queries(&self, other: &Self) -> bool {
-        (&self.rows, &self.heads) == (&other.rows, &other.heads)
+    pub(super) fn has_same_rows(&self, other: &Self) -> bool {
+        self.rows == other.rows
+    }
+
+    pub(super) fn has_same_heads(&self, other: &Self) -> bool {
+        self.heads == other.heads
     }
 
     /// Tasks of some heads and parts; those of the same heads side by side, in the order of the parts.
@@ -105,31 +112,41 @@ impl<'a, T: Stored> Task<'a, T> {
         tasks
     }
 
-    /// Where the queries are in a matrix `[rows, heads * head_dim]`, in their order: by key head, row and
-    /// member of the group.
-    fn places(&self) -> impl Iterator<Item = usize> {
-        let Self { rows, heads, group, plan, .. } = self;
-        let places = heads.clone().flat_map(move |head| {
-            rows.clone().map(move |row| (row * plan.heads + head * group) * plan.head_dim)
-        });
-        places.flat_map(move |first| (0..self.group).map(move |i| first + i * self.plan.head_dim))
+    /// Where the queries of a key head and row are in a matrix `[rows, heads * head_dim]`: those of a
+    /// group side by side. In this order queries are numbered.
+    fn places(&self) -> impl Iterator<Item = Range<usize>> {
+        let size = self.group * self.plan.head_dim;
+        let row_size = self.plan.heads * self.plan.head_dim;
+        let rows = self.rows.clone();
+        self.heads.clone().flat_map(move |head| {
+            rows.clone().map(move |row| {
+                let at = row * row_size + head * size;
+                at..at + size
+            })
+        })
     }
 
     fn gathered(&self) -> Vec<f32> {
-        let dim = self.plan.head_dim;
-        self.places().flat_map(|at| &self.query[at..at + dim]).copied().collect()
+        let mut query = Vec::with_capacity(self.heads.len() * self.each() * self.plan.head_dim);
+        for place in self.places() {
+            query.extend_from_slice(&self.query[place]);
+        }
+        query
     }
 
-    /// Writes the quotients of finished sums to `out [rows, heads * head_dim]`.
+    /// Writes the quotients of finished sums to the task's rows, `[rows, heads * head_dim]`.
     #[inline(always)]
     pub(super) fn write(&self, sums: &Sums, out: &mut [f32]) {
         let dim = self.plan.head_dim;
-        for ((at, running), from) in
-            self.places().zip(&sums.running).zip(sums.out.chunks_exact(dim))
-        {
-            let scale = 1.0 / running.sum;
-            for (to, x) in out[at..at + dim].iter_mut().zip(from) {
-                *to = x * scale;
+        let before = self.rows.start * self.plan.heads * dim;
+        let of_groups = sums.running.chunks(self.group).zip(sums.out.chunks(self.group * dim));
+        for (place, (running, from)) in self.places().zip(of_groups) {
+            let to = &mut out[place.start - before..place.end - before];
+            for (i, running) in running.iter().enumerate() {
+                let scale = 1.0 / running.sum;
+                for (to, x) in to[i * dim..][..dim].iter_mut().zip(&from[i * dim..][..dim]) {
+                    *to = x * scale;
+                }
             }
         }
     }
