@@ -117,10 +117,9 @@ impl RecordedSteps {
 /// Steps of up to `most_rows` rows and so many pages of a sequence, the last the first that has room for
 /// all rows.
 fn shapes(attend: Attend, most_rows: usize, pages: usize) -> Vec<StepShape> {
-    let (sizes, shape): (&[usize], fn(usize, usize) -> StepShape) = match attend {
-        Attend::Causal => (&DECODE_ROWS, StepShape::decode),
-        Attend::Bidirectional | Attend::Shadow => (&BLOCK_ROWS, StepShape::blocks),
-    };
+    let is_causal = attend == Attend::Causal;
+    let sizes: &[usize] = if is_causal { &DECODE_ROWS } else { &BLOCK_ROWS };
+    let shape = if is_causal { StepShape::decode } else { StepShape::blocks };
     let smaller = std::iter::once(0).chain(sizes.iter().copied());
     let wanted = sizes.iter().zip(smaller).take_while(|(_, smaller)| *smaller < most_rows);
     wanted.map(|(&rows, _)| shape(rows, pages)).collect()
