@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use dfastllm_backends::{
-    DeviceProvider, DeviceSpec, GraphChoice, KernelChoice, KernelOptions, OpenDevice,
-    Precision, Quantize, WeightChoice, kernel_options, open_device,
+    DeviceProvider, DeviceSpec, GraphChoice, KernelChoice, KernelOptions, OpenDevice, Precision,
+    Quantize, WeightChoice, kernel_options, open_device,
 };
 use dfastllm_engine::decoding::Preset;
 use dfastllm_engine::{Engine, EngineConfig, EngineHandle, ModelLimits, Verifier};
