@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use dfastllm_models::ops::{Guidance, RowParams, RowScore, score_rows, select_rows, warm_up_rows};
 use dfastllm_models::{
-    Alignment, KvPool, LanguageModel, PAGE_SIZE, RaggedRows, RecordedSteps, RowsError, SpanRequest,
-    Tensor, run_on, unobserved,
+    Alignment, Attend, KvPool, LanguageModel, PAGE_SIZE, RaggedRows, RecordedSteps, RowsError,
+    SpanRequest, Tensor, run_on, unobserved,
 };
 
 use crate::plan::{SpanPlan, StepPlan, Want, Which};
@@ -55,12 +55,13 @@ impl Runner {
     }
 
     /// Runs passes of all sizes that have kernels of their own, so that no request waits for one to be
-    /// compiled or tuned; then records the decode steps of up to `most_sequences`, where the device is
-    /// to.
+    /// compiled or tuned; then records steps of few rows, where the device is to: of a causal model those
+    /// of up to `most_sequences`.
     pub(crate) fn warm_up(&mut self, most_rows: usize, most_sequences: usize) {
         for seat in std::iter::once(&mut self.main).chain(&mut self.verifier) {
             seat.warm_up(most_rows);
-            seat.record(most_sequences);
+            let is_causal = seat.model.attend() == Attend::Causal;
+            seat.record(if is_causal { most_sequences } else { most_rows });
         }
     }
 
@@ -158,15 +159,15 @@ impl Seat {
         tracing::info!(passes = passes.len(), seconds, "kernels are warm");
     }
 
-    fn record(&mut self, most_sequences: usize) {
+    fn record(&mut self, most_rows: usize) {
         let begun = Instant::now();
-        let (recorded, failed) = RecordedSteps::new(&*self.model, &mut self.pool, most_sequences);
+        let (recorded, failed) = RecordedSteps::new(&*self.model, &mut self.pool, most_rows);
         for (rows, reason) in failed {
-            tracing::warn!(rows, "decode steps of as many rows are not recorded: {reason}");
+            tracing::warn!(rows, "steps of as many rows are not recorded: {reason}");
         }
         let (rows, seconds) = (recorded.rows(), begun.elapsed().as_secs_f64());
         if !rows.is_empty() {
-            tracing::info!(?rows, seconds, "decode steps are recorded and will be replayed");
+            tracing::info!(?rows, seconds, "steps are recorded and will be replayed");
         }
         self.recorded = recorded;
     }
@@ -179,7 +180,7 @@ impl Seat {
                 return hidden;
             }
             Ok(None) => {}
-            Err(reason) => tracing::warn!("decode steps are no longer replayed: {reason}"),
+            Err(reason) => tracing::warn!("steps are no longer replayed: {reason}"),
         }
         self.model.forward(rows, &mut self.pool, &mut |_, _| alive())
     }

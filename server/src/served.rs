@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use dfastllm_backends::{
-    Attend, DeviceProvider, DeviceSpec, GraphChoice, KernelChoice, KernelOptions, OpenDevice,
-    Precision, Quantize, WeightChoice, kernel_options, open_device,
+    DeviceProvider, DeviceSpec, GraphChoice, KernelChoice, KernelOptions, OpenDevice, Precision,
+    Quantize, WeightChoice, kernel_options, open_device,
 };
 use dfastllm_engine::decoding::Preset;
 use dfastllm_engine::{Engine, EngineConfig, EngineHandle, ModelLimits, Verifier};
@@ -103,7 +103,7 @@ impl ServedModel {
     ) -> Result<(Self, Engine), String> {
         let device = open_device(options.device, providers).map_err(|e| e.to_string())?;
         let loaded = load(&options.files, &device, options.weights).map_err(|e| e.to_string())?;
-        refuse_kernel_options(&device, loaded.model.attend())?;
+        refuse_kernel_options(&device)?;
         let own = loaded.model.shape().max_positions;
         let max_model_len = options.max_model_len.unwrap_or(own);
         if max_model_len == 0 || max_model_len > own {
@@ -230,21 +230,17 @@ fn kv_cache_tokens(
 }
 
 /// Refuses what was asked of a GPU's kernels where it would do nothing.
-fn refuse_kernel_options(device: &OpenDevice, attend: Attend) -> Result<(), String> {
+fn refuse_kernel_options(device: &OpenDevice) -> Result<(), String> {
     let KernelOptions { choice, cache, graphs } = kernel_options();
-    let records = *graphs == GraphChoice::On;
     if !device.spec.compiles_kernels() {
         let flags = [
             ("--kernel-cache", cache.is_some()),
-            ("--graphs", records),
+            ("--graphs", *graphs == GraphChoice::On),
             ("--kernels", *choice == KernelChoice::Pinned),
         ];
         if let Some((flag, _)) = flags.into_iter().find(|(_, is_given)| *is_given) {
             return Err(format!("{flag} is for GPUs: {} compiles no kernels", device.spec));
         }
-    }
-    if records && attend != Attend::Causal {
-        return Err("--graphs on: steps of diffusion models are not recorded".to_owned());
     }
     Ok(())
 }

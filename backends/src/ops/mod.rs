@@ -8,7 +8,6 @@ mod activation;
 mod adjust;
 mod attention;
 mod blocks;
-mod decode;
 mod embed;
 mod inputs;
 pub(crate) mod kernels;
@@ -20,13 +19,13 @@ mod rope;
 mod row_params;
 mod sample;
 mod score;
+mod step;
 mod tables;
 mod token_set;
 
 pub use activation::gelu_new;
 pub use attention::{AttentionHeads, LayerPages, attention, portable_attention, rotate_and_store};
 pub use blocks::{BlockFormat, Blocks};
-pub use decode::{DecodeInputs, DecodeShape};
 pub use embed::{embed, select_rows};
 pub use inputs::{InputForm, PassInputs};
 pub use kernels::{DeviceKernels, DeviceLinear, install_kernels, warm_up_rows};
@@ -38,5 +37,6 @@ pub use row_params::{
     ConfidenceOf, Credit, Draw, FilterOrder, Filters, Guidance, Mix, Penalties, RowParams,
 };
 pub use score::{RowScore, score_rows};
+pub use step::{StepInputs, StepShape};
 pub use tables::{AttentionRows, KeyLayout, KeyTables, TileClass};
 pub use token_set::TokenSet;

@@ -160,7 +160,7 @@ pub(super) fn sees(attend: Attend) -> usize {
 }
 
 /// The widest pieces that leave no more lanes empty than are full.
-fn lanes(runs: &[KeyRun]) -> usize {
+pub(super) fn lanes(runs: &[KeyRun]) -> usize {
     let keys: usize = runs.iter().map(|run| run.len).sum();
     let padded = |lanes| runs.iter().map(|run| run.len.next_multiple_of(lanes)).sum::<usize>();
     KeyLayout::LANES.into_iter().find(|&lanes| padded(lanes) <= 2 * keys).unwrap_or(1)

@@ -66,8 +66,8 @@ pub(crate) struct ModelArgs {
     #[arg(long, env = "DFASTLLM_KERNEL_CACHE")]
     pub(crate) kernel_cache: Option<PathBuf>,
 
-    /// Whether decode steps are recorded once and replayed as one launch: auto (on CUDA), on (on every
-    /// GPU), off
+    /// Whether steps of few rows are recorded once and replayed as one launch: auto (on CUDA), on (on
+    /// every GPU), off
     #[arg(long, env = "DFASTLLM_GRAPHS", default_value_t = GraphChoice::Auto)]
     pub(crate) graphs: GraphChoice,
 

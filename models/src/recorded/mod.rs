@@ -1,21 +1,28 @@
-//! Decode steps of a model over one pool, recorded once and replayed as one launch each.
+//! Steps of a model over one pool, recorded once and replayed as one launch each.
 //!
-//! A step of a causal model is the same launches every time if it has the same number of rows: one for
-//! every sequence, each written and seeing what is before it. There is one recording for every power of
-//! two of rows, which serves any number up to it, and all of them see as far as the model does: how far
-//! only decides into how many parts the keys of a row are cut.
+//! Steps of few rows are the same launches every time if they have the same number of rows: a row of every
+//! sequence of a causal model, which is written and sees what is before it; blocks of the sequences of a
+//! model that denoises. There is a recording for some numbers of rows, which serves all steps that
+//! [fit](StepShape::holds) into it, and all of them see as far as the model does: how far only decides into
+//! how many parts the keys of a row are cut.
 
-use dfastllm_backends::ops::{DecodeInputs, DecodeShape, InputForm, RecordedPass, record, records};
-use dfastllm_backends::{Attend, DType, KvPool, PAGE_SIZE, RaggedRows, SpanRequest, Tensor};
+mod trial;
 
+use dfastllm_backends::ops::{InputForm, RecordedPass, StepInputs, StepShape, record, records};
+use dfastllm_backends::{Attend, DType, KvPool, PAGE_SIZE, RaggedRows, Tensor};
+
+use self::trial::Trials;
 use crate::model::{Halves, LanguageModel, unobserved};
 
-/// Most rows of a recording. More rows compute for so long that launching them is hidden behind it.
-const MOST_ROWS: usize = 64;
-/// Pages with something in them while recordings are compared.
-const FILLED: usize = 4;
+/// Rows of recordings of causal models, whose steps have any number of sequences. More rows compute for so
+/// long that launching them is hidden behind it.
+const DECODE_ROWS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
+/// Rows of recordings of models that denoise. Projections of few rows take sixteen at a time, so that less
+/// between multiples of it would not be faster; the last rows of a block are fewer. Models that predict
+/// the next position compute a row more than a block of 32 has, which 48 are for.
+const BLOCK_ROWS: [usize; 5] = [8, 16, 32, 48, 64];
 
-/// Recorded decode steps, those of few rows first.
+/// Recorded steps, those of few rows first.
 #[derive(Debug, Default)]
 pub struct RecordedSteps {
     steps: Vec<Step>,
@@ -44,12 +51,12 @@ pub enum NotRecorded {
 struct Step {
     // Before what it reads.
     recorded: Box<dyn RecordedPass>,
-    inputs: DecodeInputs,
+    inputs: StepInputs,
 }
 
 impl RecordedSteps {
-    /// Records steps of up to `most_rows` sequences where the device is to, and compares each with the
-    /// pass itself. Overwrites pages of the pool. Also returns what could not be recorded.
+    /// Records steps of up to `most_rows` rows where the device is to, and compares each with the pass
+    /// itself. Overwrites pages of the pool. Also returns what could not be recorded.
     #[must_use]
     pub fn new(
         model: &dyn LanguageModel,
@@ -57,21 +64,24 @@ impl RecordedSteps {
         most_rows: usize,
     ) -> (Self, Vec<(usize, NotRecorded)>) {
         let (mut steps, mut failed) = (Vec::new(), Vec::new());
-        let Some(halves) = model.halves().filter(|_| model.attend() == Attend::Causal) else {
-            return (Self::default(), failed);
-        };
-        // Each sequence has a page of its own.
-        let most_rows = most_rows.min(MOST_ROWS).min(pool.pages());
-        if most_rows == 0 || !records(pool.device()) {
+        let Some(halves) = model.halves() else { return (Self::default(), failed) };
+        if !records(pool.device()) {
             return (Self::default(), failed);
         }
-        let pages = model.shape().max_positions.div_ceil(PAGE_SIZE).min(pool.pages());
-        fill_pages(model, pool);
-        for rows in (0..).map(|i| 1 << i).take_while(|&rows| rows < 2 * most_rows) {
-            let shape = DecodeShape { rows, pages };
-            match Step::new(model, halves, pool, (shape, most_rows)) {
+        let (attend, pages) = (model.attend(), pool.pages());
+        // Each sequence of a causal model has a page of its own.
+        let most_rows = if attend == Attend::Causal { most_rows.min(pages) } else { most_rows };
+        let pages = model.shape().max_positions.div_ceil(PAGE_SIZE).min(pages);
+        let shapes = shapes(attend, most_rows, pages);
+        let trials = Trials::new(model, pool);
+        if !shapes.is_empty() {
+            trials.fill_pages(model, pool);
+        }
+        for shape in shapes {
+            let passes = trials.passes(shape, most_rows);
+            match Step::new(model, halves, pool, (shape, &passes)) {
                 Some(Ok(step)) => steps.push(step),
-                Some(Err(reason)) => failed.push((rows, reason)),
+                Some(Err(reason)) => failed.push((shape.rows, reason)),
                 None => {}
             }
         }
@@ -84,8 +94,8 @@ impl RecordedSteps {
         self.steps.iter().map(|step| step.inputs.shape().rows).collect()
     }
 
-    /// The hidden rows of a pass of `model`, and maybe more rows after them, if the pass is a decode step
-    /// that there is a recording of. Valid until the next call.
+    /// The hidden rows of a pass of `model`, and maybe more rows after them, if the pass is a step that
+    /// there is a recording of. Valid until the next call.
     ///
     /// # Errors
     /// When a replay fails; all recordings are dropped then.
@@ -104,27 +114,35 @@ impl RecordedSteps {
     }
 }
 
+/// Steps of up to `most_rows` rows and so many pages of a sequence, the last the first that has room for
+/// all rows.
+fn shapes(attend: Attend, most_rows: usize, pages: usize) -> Vec<StepShape> {
+    let is_causal = attend == Attend::Causal;
+    let sizes: &[usize] = if is_causal { &DECODE_ROWS } else { &BLOCK_ROWS };
+    let shape = if is_causal { StepShape::decode } else { StepShape::blocks };
+    let smaller = std::iter::once(0).chain(sizes.iter().copied());
+    let wanted = sizes.iter().zip(smaller).take_while(|(_, smaller)| *smaller < most_rows);
+    wanted.map(|(&rows, _)| shape(rows, pages)).collect()
+}
+
 impl Step {
-    /// Nothing on a device without kernels.
+    /// A recording of a shape, compared with passes that fit; nothing on a device without kernels.
     fn new(
         model: &dyn LanguageModel,
         halves: &dyn Halves,
         pool: &mut KvPool,
-        (shape, most_rows): (DecodeShape, usize),
+        (shape, trials): (StepShape, &[RaggedRows]),
     ) -> Option<Result<Self, NotRecorded>> {
         let (form, device) = (halves.input_form(), pool.device().clone());
-        let inputs = DecodeInputs::new(shape, form, &device)?;
+        let inputs = StepInputs::new(shape, form, &device)?;
         let mut pass = || halves.run(inputs.pass(), pool, &mut unobserved);
         let recorded = match record(&device, &mut pass) {
             Ok(recorded) => recorded,
             Err(reason) => return Some(Err(NotRecorded::Refused(reason))),
         };
         let mut step = Self { recorded, inputs };
-        // All rows with the longest sequences, and one less with shorter ones.
-        let full = shape.rows.min(most_rows);
-        for (rows, longest) in [(full, shape.pages), (full.max(2) - 1, shape.pages.div_ceil(2))] {
-            let trial = trial(model, pool, (rows, longest))?;
-            if let Err(reason) = step.compare(model, pool, &trial) {
+        for rows in trials {
+            if let Err(reason) = step.compare(model, pool, rows) {
                 return Some(Err(reason));
             }
         }
@@ -164,57 +182,23 @@ fn difference(a: &[f32], b: &[f32]) -> f32 {
     if apart == 0.0 { 0.0 } else { (apart / all).sqrt() }
 }
 
-/// Puts keys and values into the first pages.
-fn fill_pages(model: &dyn LanguageModel, pool: &mut KvPool) {
-    let pages = pool.pages().min(FILLED);
-    let positions = (pages * PAGE_SIZE).min(model.shape().max_positions);
-    let span = SpanRequest {
-        rows: 0..positions,
-        attend: Attend::Causal,
-        write: true,
-        visible: Vec::new(),
-        pages: (0..pages as u32).collect(),
-    };
-    let tokens = (0..positions).map(|i| token(model, i, 0)).collect();
-    let rows = RaggedRows::new(tokens, (0..positions).collect(), vec![span], PAGE_SIZE);
-    if let Ok(rows) = rows {
-        drop(model.forward(&rows, pool, &mut unobserved));
-    }
-}
-
-/// Some token.
-fn token(model: &dyn LanguageModel, row: usize, salt: usize) -> u32 {
-    ((37 * row + 101 * salt + 11) % model.shape().vocab) as u32
-}
-
-/// A step of sequences of up to so many pages, each longer than the next. They share pages that have
-/// something in them, and each writes to one of its own.
-fn trial(
-    model: &dyn LanguageModel,
-    pool: &KvPool,
-    (rows, longest): (usize, usize),
-) -> Option<RaggedRows> {
-    let last = (longest * PAGE_SIZE).min(model.shape().max_positions) - 1;
-    let positions: Vec<usize> = (0..rows).map(|row| last - last * row / rows).collect();
-    let filled = pool.pages().min(FILLED);
-    let span = |(row, &position): (usize, &usize)| SpanRequest {
-        rows: row..row + 1,
-        attend: Attend::Causal,
-        write: true,
-        visible: vec![0..position],
-        pages: (0..position / PAGE_SIZE)
-            .map(|page| ((row + 3 * page + longest) % filled) as u32)
-            .chain([row as u32])
-            .collect(),
-    };
-    let spans = positions.iter().enumerate().map(span).collect();
-    let tokens = (0..rows).map(|row| token(model, row, longest)).collect();
-    RaggedRows::new(tokens, positions, spans, PAGE_SIZE).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_shape_has_room_for_all_rows() {
+        let rows = |attend, most_rows| -> Vec<usize> {
+            shapes(attend, most_rows, 4).iter().map(|shape| shape.rows).collect()
+        };
+        assert_eq!(rows(Attend::Causal, 0), [0; 0]);
+        assert_eq!(rows(Attend::Causal, 1), [1]);
+        assert_eq!(rows(Attend::Causal, 5), [1, 2, 4, 8]);
+        assert_eq!(rows(Attend::Causal, 500), DECODE_ROWS);
+        assert_eq!(rows(Attend::Bidirectional, 3), [8]);
+        assert_eq!(rows(Attend::Bidirectional, 33), [8, 16, 32, 48]);
+        assert_eq!(rows(Attend::Bidirectional, 2048), BLOCK_ROWS);
+    }
 
     #[test]
     fn differences_are_relative_to_the_values() {
