@@ -73,6 +73,12 @@ pub enum DeviceError {
         /// What was given.
         found: String,
     },
+    /// The text does not say where attention is computed as matrix products.
+    #[error("unknown choice of flash attention '{found}': expected auto, on or off")]
+    UnknownFlash {
+        /// What was given.
+        found: String,
+    },
     /// The worker threads could not be set up.
     #[error("cannot start {threads} CPU threads: {reason}")]
     Threads {

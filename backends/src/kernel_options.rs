@@ -16,6 +16,8 @@ pub struct KernelOptions {
     pub cache: Option<PathBuf>,
     /// Which devices replay recorded passes.
     pub graphs: GraphChoice,
+    /// Which devices compute the attention of long spans as matrix products.
+    pub flash: FlashChoice,
 }
 
 /// Which of several kernels for one product runs.
@@ -38,6 +40,42 @@ pub enum GraphChoice {
     On,
     /// Nowhere.
     Off,
+}
+
+/// Where the attention of long spans of f16 and bf16 is computed as matrix products of f16: keys and
+/// values beyond its range, ±65504, are held at its ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FlashChoice {
+    /// Where the device has tensor cores for them.
+    #[default]
+    Auto,
+    /// Wherever they can be computed, which is slow without tensor cores.
+    On,
+    /// Nowhere.
+    Off,
+}
+
+impl fmt::Display for FlashChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        })
+    }
+}
+
+impl FromStr for FlashChoice {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => Err(DeviceError::UnknownFlash { found: text.chars().take(64).collect() }),
+        }
+    }
 }
 
 impl fmt::Display for GraphChoice {
@@ -117,5 +155,14 @@ mod tests {
         }
         let error = "yes".parse::<GraphChoice>().unwrap_err().to_string();
         assert_eq!(error, "unknown choice of graphs 'yes': expected auto, on or off");
+    }
+
+    #[test]
+    fn flash_is_read_as_it_is_written() {
+        for choice in [FlashChoice::Auto, FlashChoice::On, FlashChoice::Off] {
+            assert_eq!(choice.to_string().parse::<FlashChoice>().unwrap(), choice);
+        }
+        let error = "yes".parse::<FlashChoice>().unwrap_err().to_string();
+        assert_eq!(error, "unknown choice of flash attention 'yes': expected auto, on or off");
     }
 }

@@ -45,6 +45,7 @@ impl DecodeShape {
         KeyLayout {
             pieces_at: at + self.rows * KeyLayout::TILE,
             classes: vec![class],
+            long: Vec::new(),
             has_own_keys: false,
         }
     }

@@ -38,5 +38,5 @@ pub use row_params::{
     ConfidenceOf, Credit, Draw, FilterOrder, Filters, Guidance, Mix, Penalties, RowParams,
 };
 pub use score::{RowScore, score_rows};
-pub use tables::{AttentionRows, KeyLayout, KeyTables, TileClass};
+pub use tables::{AttentionRows, KeyLayout, KeyTables, LongSpan, TileClass};
 pub use token_set::TokenSet;

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 use dfastllm_backends::{
-    DTypeChoice, DeviceSpec, GraphChoice, KernelChoice, KernelOptions, Quantize, WeightChoice,
-    configure_kernels, configure_threads, physical_cores,
+    DTypeChoice, DeviceSpec, FlashChoice, GraphChoice, KernelChoice, KernelOptions, Quantize,
+    WeightChoice, configure_kernels, configure_threads, physical_cores,
 };
 use dfastllm_engine::MAX_DRAFT;
 use dfastllm_engine::decoding::Preset;
@@ -71,6 +71,11 @@ pub(crate) struct ModelArgs {
     #[arg(long, env = "DFASTLLM_GRAPHS", default_value_t = GraphChoice::Auto)]
     pub(crate) graphs: GraphChoice,
 
+    /// Whether attention of prompts and whole canvases in 16 bits is computed as products of f16 matrices:
+    /// auto (where a GPU has tensor cores), on (on every GPU), off
+    #[arg(long, env = "DFASTLLM_FLASH", default_value_t = FlashChoice::Auto)]
+    pub(crate) flash: FlashChoice,
+
     /// A small autoregressive model with the same tokenizer, to verify what a diffusion model
     /// drafts (quota adaptive)
     #[arg(long, env = "DFASTLLM_DRAFT_MODEL")]
@@ -134,6 +139,7 @@ impl ModelArgs {
             choice: self.kernels,
             cache: self.kernel_cache.clone(),
             graphs: self.graphs,
+            flash: self.flash,
         });
     }
 
