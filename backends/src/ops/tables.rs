@@ -344,8 +344,8 @@ mod tests {
         let (table, layout) = layout(positions, spans, 128);
         // Only the first span's tile is in a class; keys of the second are on two pages.
         assert_eq!(layout.pieces_at, 257 * 2);
-        let at = layout.pieces_at + KeyLayout::PIECE * (1 + 9 + 2 + 8);
-        assert_eq!(layout.classes, [TileClass { rows: 1, at, tiles: 1, longest: 16 }]);
+        let at = layout.pieces_at + KeyLayout::PIECE * (1 + 9 + 2 + 9);
+        assert_eq!(layout.classes, [TileClass { rows: 1, at, tiles: 1, longest: 4 }]);
         let [causal, canvas] = &layout.long[..] else { panic!("{layout:?}") };
         let tiles = TileClass { rows: 16, at: at + 6, tiles: 8, longest: 9 * 16 };
         let places_at = at + 6 + 8 * 6;
