@@ -67,9 +67,9 @@ pub enum DeviceError {
         /// What was given.
         found: String,
     },
-    /// The text does not say where passes are recorded.
-    #[error("unknown choice of graphs '{found}': expected auto, on or off")]
-    UnknownGraphs {
+    /// The text does not say where something is done.
+    #[error("unknown choice '{found}': expected auto, on or off")]
+    UnknownSwitch {
         /// What was given.
         found: String,
     },

@@ -14,8 +14,12 @@ pub struct KernelOptions {
     pub choice: KernelChoice,
     /// The file that compiled kernels and measurements are read from and kept in.
     pub cache: Option<PathBuf>,
-    /// Which devices replay recorded passes.
-    pub graphs: GraphChoice,
+    /// Passes that stay alike are recorded once and replayed: devices that take a recording as one
+    /// launch gain by it.
+    pub graphs: Switch,
+    /// The attention of long spans of f16 and bf16 is computed as matrix products of f16, with keys and
+    /// values beyond its range, ±65504, held at its ends: devices with tensor cores gain by it.
+    pub flash: Switch,
 }
 
 /// Which of several kernels for one product runs.
@@ -28,19 +32,19 @@ pub enum KernelChoice {
     Pinned,
 }
 
-/// Where passes that stay alike are recorded once and replayed.
+/// Where something is done that not every device gains by.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum GraphChoice {
-    /// Where the device takes a recording as one launch.
+pub enum Switch {
+    /// Where the device gains by it.
     #[default]
     Auto,
-    /// Wherever launches can be recorded.
+    /// Wherever it is possible.
     On,
     /// Nowhere.
     Off,
 }
 
-impl fmt::Display for GraphChoice {
+impl fmt::Display for Switch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Auto => "auto",
@@ -50,7 +54,7 @@ impl fmt::Display for GraphChoice {
     }
 }
 
-impl FromStr for GraphChoice {
+impl FromStr for Switch {
     type Err = DeviceError;
 
     fn from_str(text: &str) -> Result<Self, DeviceError> {
@@ -58,7 +62,7 @@ impl FromStr for GraphChoice {
             "auto" => Ok(Self::Auto),
             "on" => Ok(Self::On),
             "off" => Ok(Self::Off),
-            _ => Err(DeviceError::UnknownGraphs { found: text.chars().take(64).collect() }),
+            _ => Err(DeviceError::UnknownSwitch { found: text.chars().take(64).collect() }),
         }
     }
 }
@@ -111,11 +115,11 @@ mod tests {
     }
 
     #[test]
-    fn graphs_are_read_as_they_are_written() {
-        for choice in [GraphChoice::Auto, GraphChoice::On, GraphChoice::Off] {
-            assert_eq!(choice.to_string().parse::<GraphChoice>().unwrap(), choice);
+    fn switches_are_read_as_they_are_written() {
+        for switch in [Switch::Auto, Switch::On, Switch::Off] {
+            assert_eq!(switch.to_string().parse::<Switch>().unwrap(), switch);
         }
-        let error = "yes".parse::<GraphChoice>().unwrap_err().to_string();
-        assert_eq!(error, "unknown choice of graphs 'yes': expected auto, on or off");
+        let error = "yes".parse::<Switch>().unwrap_err().to_string();
+        assert_eq!(error, "unknown choice 'yes': expected auto, on or off");
     }
 }

@@ -29,9 +29,7 @@ pub use cpu::{
 };
 pub use dtype::{DTypeChoice, Precision, Quantize, WeightChoice};
 pub use error::DeviceError;
-pub use kernel_options::{
-    GraphChoice, KernelChoice, KernelOptions, configure_kernels, kernel_options,
-};
+pub use kernel_options::{KernelChoice, KernelOptions, Switch, configure_kernels, kernel_options};
 pub use kv::{KvPool, KvShape};
 pub use mapping::{map_file, tensor_data};
 pub use provider::{

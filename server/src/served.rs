@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use dfastllm_backends::{
-    DeviceProvider, DeviceSpec, GraphChoice, KernelChoice, KernelOptions, OpenDevice, Precision,
-    Quantize, WeightChoice, kernel_options, open_device,
+    DeviceProvider, DeviceSpec, KernelChoice, KernelOptions, OpenDevice, Precision, Quantize,
+    Switch, WeightChoice, kernel_options, open_device,
 };
 use dfastllm_engine::decoding::Preset;
 use dfastllm_engine::{Engine, EngineConfig, EngineHandle, ModelLimits, Verifier};
@@ -231,11 +231,12 @@ fn kv_cache_tokens(
 
 /// Refuses what was asked of a GPU's kernels where it would do nothing.
 fn refuse_kernel_options(device: &OpenDevice) -> Result<(), String> {
-    let KernelOptions { choice, cache, graphs } = kernel_options();
+    let KernelOptions { choice, cache, graphs, flash } = kernel_options();
     if !device.spec.compiles_kernels() {
         let flags = [
             ("--kernel-cache", cache.is_some()),
-            ("--graphs", *graphs == GraphChoice::On),
+            ("--graphs", *graphs == Switch::On),
+            ("--flash", *flash == Switch::On),
             ("--kernels", *choice == KernelChoice::Pinned),
         ];
         if let Some((flag, _)) = flags.into_iter().find(|(_, is_given)| *is_given) {

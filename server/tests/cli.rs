@@ -315,9 +315,12 @@ fn sigterm_drains_and_exits_0() {
 
 #[test]
 fn flags_for_kernels_need_a_device_that_compiles_them() {
-    for (flag, value) in
-        [("--kernel-cache", "kernels.db"), ("--graphs", "on"), ("--kernels", "pinned")]
-    {
+    for (flag, value) in [
+        ("--kernel-cache", "kernels.db"),
+        ("--graphs", "on"),
+        ("--flash", "on"),
+        ("--kernels", "pinned"),
+    ] {
         let output = run(&["generate", "--device", "cpu", flag, value, "--prompt", "x"]);
         let text = stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{text}");

@@ -11,9 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dfastllm_backends::ops::records;
-use dfastllm_backends::{
-    Attend, GraphChoice, KernelOptions, KvPool, RaggedRows, configure_kernels,
-};
+use dfastllm_backends::{Attend, KernelOptions, KvPool, RaggedRows, Switch, configure_kernels};
 use dfastllm_engine::decoding::{Cache, DecodingConfig, Preset, Quota, Region, Revise, preset};
 use dfastllm_engine::{EngineConfig, RequestParams, Usage};
 use dfastllm_models::{
@@ -125,7 +123,7 @@ fn answers_are_the_same_with_recorded_steps() {
     if std::env::var_os("DFASTLLM_TEST_DEVICE").is_none() {
         return;
     }
-    configure_kernels(KernelOptions { graphs: GraphChoice::On, ..KernelOptions::default() });
+    configure_kernels(KernelOptions { graphs: Switch::On, ..KernelOptions::default() });
     if !records(&device().device) {
         return;
     }

@@ -38,5 +38,5 @@ pub use row_params::{
 };
 pub use score::{RowScore, score_rows};
 pub use step::{StepInputs, StepShape};
-pub use tables::{AttentionRows, KeyLayout, KeyTables, TileClass};
+pub use tables::{AttentionRows, KeyLayout, KeyTables, LongSpan, TileClass};
 pub use token_set::TokenSet;

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor};
 
 use super::kernels::kernels;
-use crate::{GraphChoice, kernel_options};
+use crate::{Switch, kernel_options};
 
 /// A pass whose launches are recorded, with the buffers that they read and write.
 pub trait RecordedPass: std::fmt::Debug + Send {
@@ -20,9 +20,9 @@ pub trait RecordedPass: std::fmt::Debug + Send {
 #[must_use]
 pub fn records(device: &Device) -> bool {
     kernels(device).is_some_and(|kernels| match kernel_options().graphs {
-        GraphChoice::Auto => kernels.has_graphs(device),
-        GraphChoice::On => true,
-        GraphChoice::Off => false,
+        Switch::Auto => kernels.has_graphs(device),
+        Switch::On => true,
+        Switch::Off => false,
     })
 }
 

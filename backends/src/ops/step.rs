@@ -98,6 +98,7 @@ impl StepShape {
         KeyLayout {
             pieces_at: at + self.tiles * KeyLayout::TILE,
             classes: vec![class],
+            long: Vec::new(),
             has_own_keys: self.has_own_keys,
         }
     }

@@ -1,5 +1,7 @@
 //! What a device's attention has to know of a pass, uploaded once for all layers.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::kernels::kernels;
@@ -33,12 +35,15 @@ pub struct KeyTables {
 ///   there are, the first piece of the span, how many pieces from there on the tile sees, lanes of
 ///   a piece, and what rows see of them (0 all, 1 keys up to their position, 2 all but the cached
 ///   one at their position).
+/// - A place, one integer, is where a single key is, as in pieces. Long spans have one a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyLayout {
     /// Where the pieces begin.
     pub pieces_at: usize,
-    /// The tiles by their size; no class is empty.
+    /// The tiles by their size, those of long spans left out; no class is empty.
     pub classes: Vec<TileClass>,
+    /// The long spans.
+    pub long: Vec<LongSpan>,
     /// Whether some row attends to rows of this pass that are in no page.
     pub has_own_keys: bool,
 }
@@ -56,6 +61,23 @@ pub struct TileClass {
     pub longest: usize,
 }
 
+/// A span of so many rows that copying its keys together costs little beside what is computed with
+/// them. Matrix products can take its attention then: which keys a row sees follows from their order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LongSpan {
+    /// Its rows.
+    pub rows: Range<usize>,
+    /// Whether the last keys are those of the rows and a row sees none after its own; else all rows
+    /// see all keys.
+    pub is_causal: bool,
+    /// Number of keys.
+    pub keys: usize,
+    /// Where the places of its keys are in the table, in their order.
+    pub places_at: usize,
+    /// Its tiles, for devices that have no use for all this.
+    pub tiles: TileClass,
+}
+
 impl KeyLayout {
     /// Integers of a row.
     pub const ROW: usize = 2;
@@ -65,6 +87,9 @@ impl KeyLayout {
     pub const TILE: usize = 6;
     /// Rows of tiles; a span gets the smallest that it fits into, or several of the largest.
     pub const TILE_ROWS: [usize; 3] = [1, 4, 16];
+    /// Rows from which a span is long. It is far above what decoding and blocks have, and a power of
+    /// two, so that the passes that warm kernels up have such a span.
+    pub const LONG_ROWS: usize = 128;
     /// Lanes of pieces, powers of two. The widest is a page; scattered keys would leave it empty.
     pub(crate) const LANES: [usize; 3] = [16, 4, 1];
 }
@@ -94,14 +119,9 @@ impl<'a> AttentionRows<'a> {
 impl KeyTables {
     fn new(rows: &RaggedRows, device: &Device) -> Self {
         let (table, layout) = sections(rows);
-        let data = TensorData::new(table, [layout.end()]);
+        let len = table.len();
+        let data = TensorData::new(table, [len]);
         Self { table: Tensor::from_data(data, (device, DType::I32)), layout }
-    }
-}
-
-impl KeyLayout {
-    fn end(&self) -> usize {
-        self.classes.last().map_or(self.pieces_at, |class| class.at + class.tiles * Self::TILE)
     }
 }
 
@@ -116,6 +136,7 @@ fn sections(rows: &RaggedRows) -> (Vec<i32>, KeyLayout) {
     let mut table = row_section(rows);
     let pieces_at = table.len();
     let mut tiles = KeyLayout::TILE_ROWS.map(|_| Vec::new());
+    let mut of_long = Vec::new();
     for span in rows.spans().iter() {
         let lanes = lanes(&span.keys);
         let first = (table.len() - pieces_at) / KeyLayout::PIECE;
@@ -123,21 +144,70 @@ fn sections(rows: &RaggedRows) -> (Vec<i32>, KeyLayout) {
         let class = KeyLayout::TILE_ROWS.iter().position(|&room| span.rows.len() <= room);
         let class = class.unwrap_or(KeyLayout::TILE_ROWS.len() - 1);
         let in_span = span_tiles(span, rows.positions(), KeyLayout::TILE_ROWS[class], &starts);
-        tiles[class].extend(in_span.map(|[row, count, seen]| Tile {
+        let in_span = in_span.map(|[row, count, seen]| Tile {
             entry: [row, count, first, seen, lanes, sees(span.attend)],
             lanes: seen * lanes,
-        }));
-    }
-    let mut classes = Vec::new();
-    for (tiles, room) in tiles.into_iter().zip(KeyLayout::TILE_ROWS) {
-        if let Some(longest) = tiles.iter().map(|tile| tile.lanes).max() {
-            classes.push(TileClass { rows: room, at: table.len(), tiles: tiles.len(), longest });
-            table.extend(tiles.iter().flat_map(|tile| tile.entry).map(index));
+        });
+        if is_long(span, rows.positions()) {
+            of_long.push((span, KeyLayout::TILE_ROWS[class], in_span.collect::<Vec<Tile>>()));
+        } else {
+            tiles[class].extend(in_span);
         }
     }
+    let of_class = tiles.iter().zip(KeyLayout::TILE_ROWS).filter(|(tiles, _)| !tiles.is_empty());
+    let classes = of_class.map(|(tiles, room)| push_tiles(&mut table, tiles, room)).collect();
+    let long = of_long.iter().map(|(span, room, tiles)| {
+        let tiles = push_tiles(&mut table, tiles, *room);
+        push_long(&mut table, span, tiles)
+    });
+    let long = long.collect();
     let mut runs = rows.spans().iter().flat_map(|span| &span.keys);
     let has_own_keys = runs.any(|run| matches!(run.source, KeySource::Rows { .. }));
-    (table, KeyLayout { pieces_at, classes, has_own_keys })
+    (table, KeyLayout { pieces_at, classes, long, has_own_keys })
+}
+
+fn push_tiles(table: &mut Vec<i32>, tiles: &[Tile], room: usize) -> TileClass {
+    let longest = tiles.iter().map(|tile| tile.lanes).max().unwrap_or(0);
+    let class = TileClass { rows: room, at: table.len(), tiles: tiles.len(), longest };
+    table.extend(tiles.iter().flat_map(|tile| tile.entry).map(index));
+    class
+}
+
+/// Whether a span has many rows, and rows see their keys by order alone.
+fn is_long(span: &Span, positions: &[usize]) -> bool {
+    let are_in_order = || {
+        let of_run = |run: &KeyRun| run.position..run.position + run.len;
+        let keys: Vec<usize> = span.keys.iter().flat_map(of_run).collect();
+        keys.is_sorted_by(|a, b| a < b) && keys.ends_with(&positions[span.rows.clone()])
+    };
+    span.rows.len() >= KeyLayout::LONG_ROWS
+        && match span.attend {
+            Attend::Bidirectional => true,
+            Attend::Causal => are_in_order(),
+            Attend::Shadow => false,
+        }
+}
+
+fn push_long(table: &mut Vec<i32>, span: &Span, tiles: TileClass) -> LongSpan {
+    let places_at = table.len();
+    for run in &span.keys {
+        table.extend((0..run.len).map(|i| place(run.source, i)));
+    }
+    LongSpan {
+        rows: span.rows.clone(),
+        is_causal: span.attend == Attend::Causal,
+        keys: table.len() - places_at,
+        places_at,
+        tiles,
+    }
+}
+
+/// Where the key `offset` keys behind the first is.
+fn place(source: KeySource, offset: usize) -> i32 {
+    match source {
+        KeySource::Pool { slot } => index(slot + offset),
+        KeySource::Rows { row } => -1 - index(row + offset),
+    }
 }
 
 pub(super) fn row_section(rows: &RaggedRows) -> Vec<i32> {
@@ -171,11 +241,8 @@ pub(super) fn push_pieces(table: &mut Vec<i32>, runs: &[KeyRun], lanes: usize) -
     let mut starts = Vec::new();
     for run in runs {
         for from in (0..run.len).step_by(lanes) {
-            let place = match run.source {
-                KeySource::Pool { slot } => index(slot + from),
-                KeySource::Rows { row } => -1 - index(row + from),
-            };
             let position = run.position + from;
+            let place = place(run.source, from);
             table.extend([place, index(position), index(lanes.min(run.len - from))]);
             starts.push(position);
         }
@@ -264,6 +331,47 @@ mod tests {
         assert_eq!(tile(1), [16, 16, 0, 4, 16, 1]);
         assert_eq!(tile(2), [32, 8, 0, 4, 16, 1]);
         assert!(!layout.has_own_keys);
+    }
+
+    #[test]
+    fn long_spans_have_their_own_tiles_and_a_place_for_each_key() {
+        let spans = vec![
+            span(0..1, Attend::Causal, true, vec![0..3], &[9]),
+            span(1..129, Attend::Causal, true, vec![0..2], &[1, 0]),
+            span(129..257, Attend::Bidirectional, false, vec![0..1, 3..4], &[5]),
+        ];
+        let positions = [3].into_iter().chain(2..130).chain(4..132).collect();
+        let (table, layout) = layout(positions, spans, 128);
+        // Only the first span's tile is in a class; keys of the second are on two pages.
+        assert_eq!(layout.pieces_at, 257 * 2);
+        let at = layout.pieces_at + KeyLayout::PIECE * (1 + 9 + 2 + 9);
+        assert_eq!(layout.classes, [TileClass { rows: 1, at, tiles: 1, longest: 4 }]);
+        let [causal, canvas] = &layout.long[..] else { panic!("{layout:?}") };
+        let tiles = TileClass { rows: 16, at: at + 6, tiles: 8, longest: 9 * 16 };
+        let places_at = at + 6 + 8 * 6;
+        let expected = LongSpan { rows: 1..129, is_causal: true, keys: 130, places_at, tiles };
+        assert_eq!(*causal, expected);
+        let places: Vec<i32> = (128..256).chain([0, 1]).collect();
+        assert_eq!(table[places_at..][..130], places);
+        assert!(!canvas.is_causal);
+        assert_eq!((canvas.rows.clone(), canvas.keys, canvas.tiles.tiles), (129..257, 130, 8));
+        let places: Vec<i32> = [640, 643].into_iter().chain((129..257).map(|r| -1 - r)).collect();
+        assert_eq!(table[canvas.places_at..], places);
+    }
+
+    #[test]
+    fn rows_that_see_keys_out_of_order_are_no_long_span() {
+        let long = |attend, rows: usize, positions: Vec<usize>| {
+            let spans = vec![span(0..rows, attend, false, vec![0..8], &[0, 1, 2])];
+            layout(positions, spans, 128).1.long.len()
+        };
+        assert_eq!(long(Attend::Causal, 128, (8..136).collect()), 1);
+        assert_eq!(long(Attend::Causal, 127, (8..135).collect()), 0);
+        // Keys after the last row, and rows that go back.
+        assert_eq!(long(Attend::Causal, 128, (0..2).chain(9..135).collect()), 0);
+        assert_eq!(long(Attend::Causal, 128, (8..136).rev().collect()), 0);
+        assert_eq!(long(Attend::Bidirectional, 128, (8..136).rev().collect()), 1);
+        assert_eq!(long(Attend::Shadow, 128, (8..136).collect()), 0);
     }
 
     #[test]

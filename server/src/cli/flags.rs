@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use dfastllm_backends::{
-    DTypeChoice, DeviceSpec, GraphChoice, KernelChoice, KernelOptions, Quantize, WeightChoice,
+    DTypeChoice, DeviceSpec, KernelChoice, KernelOptions, Quantize, Switch, WeightChoice,
     configure_kernels, configure_threads, physical_cores,
 };
 use dfastllm_engine::MAX_DRAFT;
@@ -68,8 +68,13 @@ pub(crate) struct ModelArgs {
 
     /// Whether steps of few rows are recorded once and replayed as one launch: auto (on CUDA), on (on
     /// every GPU), off
-    #[arg(long, env = "DFASTLLM_GRAPHS", default_value_t = GraphChoice::Auto)]
-    pub(crate) graphs: GraphChoice,
+    #[arg(long, env = "DFASTLLM_GRAPHS", default_value_t = Switch::Auto)]
+    pub(crate) graphs: Switch,
+
+    /// Whether attention of prompts and whole canvases in 16 bits is computed as products of f16 matrices:
+    /// auto (where a GPU has tensor cores), on (on every GPU), off
+    #[arg(long, env = "DFASTLLM_FLASH", default_value_t = Switch::Auto)]
+    pub(crate) flash: Switch,
 
     /// A small autoregressive model with the same tokenizer, to verify what a diffusion model
     /// drafts (quota adaptive)
@@ -134,6 +139,7 @@ impl ModelArgs {
             choice: self.kernels,
             cache: self.kernel_cache.clone(),
             graphs: self.graphs,
+            flash: self.flash,
         });
     }
 
@@ -172,7 +178,7 @@ impl ModelArgs {
             request_timeout: seats.request_timeout,
             stall_timeout: seats.stall_timeout,
             // Recording is part of it.
-            warm_up: seats.warm_up || self.graphs == GraphChoice::On,
+            warm_up: seats.warm_up || self.graphs == Switch::On,
             speculative_tokens: self.speculative_tokens,
             draft_model: self.draft_model.as_deref().map(model_files).transpose()?,
             audit: self.audit,

@@ -197,6 +197,7 @@ fn print_configuration(args: &ServeArgs, options: &ServeOptions, keys: usize) {
         kernels = %args.model.kernels,
         kernel_cache = ?args.model.kernel_cache,
         graphs = %args.model.graphs,
+        flash = %args.model.flash,
         preset = %options.preset,
         max_num_seqs = options.max_num_seqs,
         max_num_batched_tokens = options.max_num_batched_tokens,

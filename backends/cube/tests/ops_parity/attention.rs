@@ -16,8 +16,8 @@ const HEADS: [AttentionHeads; 4] = [
 ];
 
 /// The same pool on the tested device and on flex.
-struct Pools {
-    tested: KvPool,
+pub(crate) struct Pools {
+    pub(crate) tested: KvPool,
     reference: KvPool,
 }
 
@@ -27,7 +27,7 @@ impl Pools {
     }
 
     /// With pages of some size, holding `dtype`; the reference holds f32 beside f32.
-    fn of(
+    pub(crate) fn of(
         lane: &Lane,
         heads: AttentionHeads,
         (page_size, pages): (usize, usize),
@@ -53,7 +53,13 @@ impl Pools {
     }
 
     /// One layer of one pass on both, compared.
-    fn pass(&mut self, lane: &Lane, heads: AttentionHeads, layer: usize, (name, rows): &Pass) {
+    pub(crate) fn pass(
+        &mut self,
+        lane: &Lane,
+        heads: AttentionHeads,
+        layer: usize,
+        (name, rows): &Pass,
+    ) {
         let (n, width) = (rows.len(), heads.kv_heads * heads.head_dim);
         let salt = name.len() + 10 * layer;
         let query: Pair<2> = lane.noise(salt, [n, heads.heads * heads.head_dim]);
@@ -70,7 +76,7 @@ impl Pools {
 }
 
 /// Turns, stores and attends.
-fn attend(
+pub(crate) fn attend(
     (query, own): (Tensor<2>, [Tensor<2>; 2]),
     rows: &RaggedRows,
     (pool, layer): ops::LayerPages<'_>,
@@ -86,9 +92,9 @@ fn attend(
     ops::attention(query, own, &rows, (pool, layer), heads)
 }
 
-type Pass = (&'static str, RaggedRows);
+pub(crate) type Pass = (&'static str, RaggedRows);
 
-fn span(
+pub(crate) fn span(
     rows: std::ops::Range<usize>,
     attend: Attend,
     write: bool,
@@ -103,7 +109,7 @@ fn pass(name: &'static str, positions: Vec<usize>, spans: Vec<SpanRequest>) -> P
     paged(name, positions, spans, PAGE_SIZE)
 }
 
-fn paged(
+pub(crate) fn paged(
     name: &'static str,
     positions: Vec<usize>,
     spans: Vec<SpanRequest>,
@@ -185,7 +191,7 @@ fn attention_without_pages() {
 }
 
 /// Pages `0..count` in an order that is not theirs.
-fn scrambled(count: u32) -> Vec<u32> {
+pub(crate) fn scrambled(count: u32) -> Vec<u32> {
     // 7 shares no factor with the counts used here.
     (0..count).map(|i| (7 * i + 3) % count).collect()
 }
@@ -211,7 +217,8 @@ fn long_passes() -> Vec<Pass> {
     vec![
         chunk("a first chunk", 0..37),
         chunk("70 rows after a prefix", 37..107),
-        chunk("a long chunk", 107..340),
+        chunk("as many rows as are not many", 107..234),
+        chunk("106 rows after them", 234..340),
         chunk("a row after 340", 340..341),
         paged(
             "33 rows amid a cache, and shadows of 21 positions",

@@ -4,8 +4,8 @@ use std::io::Write as _;
 use std::sync::OnceLock;
 
 use dfastllm_backends::{
-    CpuProvider, DType, Device, DeviceProvider, DeviceSpec, OpenDevice, Tensor, TensorData,
-    open_device,
+    CpuProvider, DType, Device, DeviceProvider, DeviceSpec, KernelOptions, OpenDevice, Switch,
+    Tensor, TensorData, configure_kernels, open_device,
 };
 use dfastllm_cube::CubeProvider;
 
@@ -20,6 +20,8 @@ pub(crate) struct Lane {
     product_tolerance: f32,
     /// Whether kernels are only compiled: the driver of `scripts/cuda` runs nothing.
     pub(crate) only_compiles: bool,
+    /// Whether the device multiplies matrices of f16.
+    pub(crate) has_tensor_cores: bool,
 }
 
 /// The same numbers on the tested device, in the lane's dtype, and in f32 on flex.
@@ -37,6 +39,8 @@ pub(crate) fn lanes(suite: &str) -> Vec<Lane> {
         ));
         return Vec::new();
     };
+    // On tensor cores where there are any, else without: everywhere the same is copied together.
+    configure_kernels(KernelOptions { flash: Switch::On, ..KernelOptions::default() });
     let only_compiles = std::env::var_os("DFASTLLM_TEST_ONLY_COMPILES").is_some();
     if only_compiles {
         return unopened();
@@ -48,7 +52,8 @@ pub(crate) fn lanes(suite: &str) -> Vec<Lane> {
         let is_tf32 = dtype == DType::F32 && matches!(open.spec, DeviceSpec::Cuda(_));
         let product_tolerance = if is_tf32 { rounding(DType::F16) } else { tolerance };
         let device = open.device.clone();
-        Lane { device, dtype, tolerance, product_tolerance, only_compiles }
+        let has_tensor_cores = matches!(open.spec, DeviceSpec::Cuda(_));
+        Lane { device, dtype, tolerance, product_tolerance, only_compiles, has_tensor_cores }
     };
     open.info.dtypes.iter().map(lane).collect()
 }
@@ -64,6 +69,7 @@ fn unopened() -> Vec<Lane> {
             tolerance: 0.0,
             product_tolerance: 0.0,
             only_compiles: true,
+            has_tensor_cores: true,
         };
         [DType::F32, DType::F16, DType::BF16].map(lane).into()
     }

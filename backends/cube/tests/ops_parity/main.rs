@@ -9,5 +9,6 @@
 mod attention;
 mod lane;
 mod linear;
+mod long_spans;
 mod rows;
 mod score;

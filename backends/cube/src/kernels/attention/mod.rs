@@ -2,8 +2,11 @@
 //!
 //! A cube has one tile of rows, the query heads of (part of) one group, and a part of their keys:
 //! few rows would leave most of a card idle if each cube had all keys of its rows. Parts are joined
-//! by a second kernel.
+//! by a second kernel. Long spans have enough rows for matrix products: tensor cores compute them where
+//! there are any.
 
+mod flash;
+mod gather;
 mod join;
 mod kernel;
 mod load;
@@ -50,26 +53,20 @@ pub(super) fn attention(
     let table = int_buffer(tables.table.clone());
     let out = room(&query, shape, query.dtype);
     let buffers = Buffers { query, own, pool, table, out };
+    for span in &tables.layout.long {
+        if !flash::attend(&buffers, tables, span, heads) {
+            attend(&buffers, tables, &span.tiles, heads);
+        }
+    }
     for class in &tables.layout.classes {
-        let plan = Plan::new(
-            &buffers.query.client,
-            class,
-            heads,
-            [buffers.query.dtype, buffers.pool[0].dtype],
-        );
-        attend(&buffers, tables, class, heads, &plan);
+        attend(&buffers, tables, class, heads);
     }
     tensor(buffers.out)
 }
 
-fn attend(
-    buffers: &Buffers,
-    tables: &KeyTables,
-    class: &TileClass,
-    heads: AttentionHeads,
-    plan: &Plan,
-) {
-    let Buffers { query, out, .. } = buffers;
+fn attend(buffers: &Buffers, tables: &KeyTables, class: &TileClass, heads: AttentionHeads) {
+    let Buffers { query, pool, out, .. } = buffers;
+    let plan = &Plan::new(&query.client, class, heads, [query.dtype, pool[0].dtype]);
     let rows = query.meta.shape()[0];
     let values = plan.splits * rows * heads.heads;
     if plan.splits == 1 {

@@ -80,10 +80,8 @@ impl Plan {
             unit_count,
         );
         let blocks = in_group * heads.kv_heads;
-        let processors = client.properties().hardware.num_streaming_multiprocessors;
-        let processors = processors.map_or(UNKNOWN_PROCESSORS, |n| n as usize);
         let steps = class.longest.div_ceil(tile.keys);
-        let splits = splits(processors * CUBES_EACH, class.tiles * blocks, steps);
+        let splits = splits(processors(client) * CUBES_EACH, class.tiles * blocks, steps);
         Self { tile, vector, blocks, splits }
     }
 
@@ -91,6 +89,12 @@ impl Plan {
     pub(super) fn join_units(&self, vectors: usize) -> u32 {
         vectors.next_power_of_two().min(self.tile.units) as u32
     }
+}
+
+/// Multiprocessors of a device.
+pub(super) fn processors(client: &Client) -> usize {
+    let told = client.properties().hardware.num_streaming_multiprocessors;
+    told.map_or(UNKNOWN_PROCESSORS, |n| n as usize)
 }
 
 /// Parts for each tile's keys, which take `steps` at most, so that `cubes` become about `wanted`.
