@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use super::attention::{AttentionPlan, KeysValues, attention};
 use super::buffers::Buffer;
 use super::elementwise::{self, Normal, Turns};
-use super::packed::Finish;
+use super::packed::{Finish, multiply};
 use super::{PackedLinear, Stored, active_path};
 use crate::ops::Epilogue;
 use crate::rows::WriteRun;
@@ -53,26 +53,33 @@ fn slice<T: Stored>(tensor: &FlexTensor) -> &[T] {
     }
 }
 
-/// `x [rows, in]` to `[rows, out]`.
-pub(crate) fn packed_linear(x: Tensor<2>, layer: &PackedLinear, epilogue: Epilogue) -> Tensor<2> {
-    let shape = [x.dims()[0], layer.outs()];
+/// Projections of `x [rows, in]` to `[rows, out]` each.
+pub(crate) fn packed_linears(x: Tensor<2>, layers: &[(&PackedLinear, Epilogue)]) -> Vec<Tensor<2>> {
+    let rows = x.dims()[0];
     let x = contiguous(x);
-    let beside;
-    let finish = match epilogue {
-        Epilogue::None => Finish::Plain,
-        Epilogue::Gelu => Finish::Gelu,
-        Epilogue::Silu => Finish::Silu,
-        Epilogue::Times(other) => {
-            beside = contiguous((*other).cast(DType::F32));
-            Finish::Times(slice(&beside))
+    let beside = layers.iter().map(|(_, epilogue)| match epilogue {
+        Epilogue::Times(other) | Epilogue::Plus(other) => {
+            Some(contiguous((**other).clone().cast(DType::F32)))
         }
-        Epilogue::Plus(other) => {
-            beside = contiguous((*other).cast(DType::F32));
-            Finish::Plus(slice(&beside))
-        }
-    };
-    let y = layer.multiply(slice(&x), finish);
-    Tensor::from_primitive::<Flex>(y.into_tensor(shape))
+        Epilogue::None | Epilogue::Gelu | Epilogue::Silu => None,
+    });
+    let beside: Vec<Option<FlexTensor>> = beside.collect();
+    let products = layers.iter().zip(&beside).map(|((layer, epilogue), beside)| {
+        let others = || beside.as_ref().map_or(&[][..], slice);
+        layer.product(match epilogue {
+            Epilogue::None => Finish::Plain,
+            Epilogue::Gelu => Finish::Gelu,
+            Epilogue::Silu => Finish::Silu,
+            Epilogue::Times(_) => Finish::Times(others()),
+            Epilogue::Plus(_) => Finish::Plus(others()),
+        })
+    });
+    let results = multiply(active_path(), &products.collect::<Vec<_>>(), slice(&x));
+    let shaped = results
+        .into_iter()
+        .zip(layers)
+        .map(|(y, (layer, _))| Tensor::from_primitive::<Flex>(y.into_tensor([rows, layer.outs()])));
+    shaped.collect()
 }
 
 /// LayerNorm with a bias, RMSNorm without: `x [rows, features]` to the same.

@@ -28,39 +28,81 @@ pub(super) struct Grid {
 /// Parts of the outputs a thread gets, so that one that is held up has fewer left.
 const PARTS_EACH: usize = 4;
 
-/// `[rows, outs]`. `compute` gets some rows and some outputs and writes `[rows, outs]` of those.
+/// A share of some results: of which, what rows and outputs, and where they go.
+type Share<'a> = (usize, Range<usize>, Range<usize>, &'a mut [f32]);
+
+/// `[rows, outs]` of each grid. `compute` gets the number of one, some rows and some outputs, and writes
+/// `[rows, outs]` of those.
 pub(super) fn share(
-    grid: Grid,
-    compute: impl Fn(Range<usize>, Range<usize>, &mut [f32]) + Sync,
-) -> Buffer {
-    let Grid { rows, outs, .. } = grid;
+    grids: &[Grid],
+    compute: impl Fn(usize, Range<usize>, Range<usize>, &mut [f32]) + Sync,
+) -> Vec<Buffer> {
     let threads = rayon::current_num_threads();
-    let mut y = Buffer::new(rows * outs);
-    if threads == 1 || rows * outs * grid.k < SERIAL_WORK {
-        compute(0..rows, 0..outs, &mut y);
-    } else if rows >= grid.split_rows {
-        let each = rows.div_ceil(threads).next_multiple_of(grid.tile_rows);
-        y.par_chunks_mut(each * outs).enumerate().for_each(|(i, y)| {
-            compute(i * each..rows.min((i + 1) * each), 0..outs, y);
-        });
-    } else {
-        let each = outs.div_ceil(threads * PARTS_EACH).next_multiple_of(grid.tile_outs);
-        let part = |i: usize| i * each..outs.min((i + 1) * each);
-        if rows == 1 {
-            y.par_chunks_mut(each).enumerate().for_each(|(i, y)| compute(0..1, part(i), y));
-            return y;
+    let work: usize = grids.iter().map(|grid| grid.rows * grid.outs * grid.k).sum();
+    let is_serial = threads == 1 || work < SERIAL_WORK;
+    let mut results: Vec<Buffer> =
+        grids.iter().map(|grid| Buffer::new(grid.rows * grid.outs)).collect();
+    // Outputs of several rows do not lie side by side: they are put where they belong afterwards.
+    let mut apart: Vec<Option<Buffer>> = grids
+        .iter()
+        .map(|grid| (!is_serial && grid.is_apart()).then(|| Buffer::new(grid.rows * grid.outs)))
+        .collect();
+    let mut shares = Vec::new();
+    for (i, (y, apart)) in results.iter_mut().zip(&mut apart).enumerate() {
+        let threads = if is_serial { 1 } else { threads };
+        shares.extend(grids[i].shares(i, threads, apart.as_mut().unwrap_or(y)));
+    }
+    let run = |(i, rows, outs, y): Share<'_>| compute(i, rows, outs, y);
+    match is_serial {
+        true => shares.into_iter().for_each(run),
+        false => shares.into_par_iter().for_each(run),
+    }
+    for (grid, (y, apart)) in grids.iter().zip(results.iter_mut().zip(&apart)) {
+        if let Some(apart) = apart {
+            grid.put_together(threads, apart, y);
         }
-        let mut parts = Buffer::new(rows * outs);
-        let chunks = parts.par_chunks_mut(rows * each).enumerate();
-        chunks.for_each(|(i, to)| compute(0..rows, part(i), to));
-        for (i, from) in parts.chunks(rows * each).enumerate() {
-            let part = part(i);
-            for (row, values) in y.chunks_mut(outs).zip(from.chunks(part.len())) {
+    }
+    results
+}
+
+impl Grid {
+    /// Whether threads share the outputs of several rows.
+    fn is_apart(&self) -> bool {
+        (2..self.split_rows).contains(&self.rows)
+    }
+
+    /// Outputs of a share.
+    fn outs_each(&self, threads: usize) -> usize {
+        self.outs.div_ceil(threads * PARTS_EACH).next_multiple_of(self.tile_outs)
+    }
+
+    /// Cuts result number `i`. Of outputs of several rows, those of a share stand side by side.
+    fn shares<'a>(&self, i: usize, threads: usize, y: &'a mut [f32]) -> Vec<Share<'a>> {
+        let Self { rows, outs, .. } = *self;
+        if threads == 1 {
+            return vec![(i, 0..rows, 0..outs, y)];
+        }
+        if rows >= self.split_rows {
+            let each = rows.div_ceil(threads).next_multiple_of(self.tile_rows);
+            let parts = y.chunks_mut(each * outs).enumerate();
+            return parts
+                .map(|(n, y)| (i, n * each..rows.min((n + 1) * each), 0..outs, y))
+                .collect();
+        }
+        let each = self.outs_each(threads);
+        let parts = y.chunks_mut(rows * each).enumerate();
+        parts.map(|(n, y)| (i, 0..rows, n * each..outs.min((n + 1) * each), y)).collect()
+    }
+
+    fn put_together(&self, threads: usize, apart: &[f32], y: &mut [f32]) {
+        let each = self.outs_each(threads);
+        for (i, from) in apart.chunks(self.rows * each).enumerate() {
+            let part = i * each..self.outs.min((i + 1) * each);
+            for (row, values) in y.chunks_mut(self.outs).zip(from.chunks(part.len())) {
                 row[part.clone()].copy_from_slice(values);
             }
         }
     }
-    y
 }
 
 /// Numbers a thread should have to work on before another is woken.

@@ -110,23 +110,39 @@ pub fn linear(x: Tensor<2>, layer: &Linear, epilogue: Epilogue) -> Tensor<2> {
 /// - `x`: `[rows, in]`; returns `[rows, out]` of each in the dtype of `x`
 #[must_use]
 pub fn linears<const N: usize>(x: Tensor<2>, layers: [(&Linear, Epilogue); N]) -> [Tensor<2>; N] {
-    if let Some(kernels) = kernels(&x.device()) {
+    let results = if let Some(kernels) = kernels(&x.device()) {
         let layers = layers.each_ref().map(|(layer, epilogue)| match &layer.weight {
             Weight::Device(weight) => (weight, layer.bias.as_ref(), epilogue.clone()),
             Weight::Packed(_) => unreachable!("packed weights are made for the CPU"),
         });
-        return match kernels.linears(x, &layers).try_into() {
-            Ok(results) => results,
-            Err(_) => unreachable!("a result for each projection"),
-        };
+        kernels.linears(x, &layers)
+    } else if let Some(packed) = packed(&layers) {
+        let dtype = x.dtype();
+        let results = cpu::packed_linears(x.cast(DType::F32), &packed);
+        results.into_iter().map(|y| y.cast(dtype)).collect()
+    } else {
+        layers
+            .map(|(layer, epilogue)| match &layer.weight {
+                Weight::Device(weight) => {
+                    portable_linear(x.clone(), weight, layer.bias.as_ref(), epilogue)
+                }
+                Weight::Packed(_) => unreachable!("a device has weights of one kind"),
+            })
+            .into()
+    };
+    match results.try_into() {
+        Ok(results) => results,
+        Err(_) => unreachable!("a result for each projection"),
     }
-    layers.map(|(layer, epilogue)| match &layer.weight {
-        Weight::Packed(packed) => {
-            let dtype = x.dtype();
-            cpu::packed_linear(x.clone().cast(DType::F32), packed, epilogue).cast(dtype)
-        }
-        Weight::Device(weight) => portable_linear(x.clone(), weight, layer.bias.as_ref(), epilogue),
-    })
+}
+
+/// Projections whose weights are all packed for the CPU.
+fn packed<'a>(layers: &[(&'a Linear, Epilogue)]) -> Option<Vec<(&'a PackedLinear, Epilogue)>> {
+    let packed = layers.iter().map(|(layer, epilogue)| match &layer.weight {
+        Weight::Packed(packed) => Some((packed, epilogue.clone())),
+        Weight::Device(_) => None,
+    });
+    packed.collect()
 }
 
 /// The portable default of [`linear`]: multiplied in the weight's dtype, quantised weights in that

@@ -24,7 +24,7 @@ use self::columns::{Columns, Pairs};
 pub use self::pack::PackedMatrix;
 pub(crate) use self::unpack::BlockRows;
 use super::buffers::Buffer;
-use super::isa::{CpuPath, Isa, Kernel, active_path, dispatch};
+use super::isa::{CpuPath, Isa, Kernel, dispatch};
 use super::share::{Grid, share};
 use super::vector::{gelu, silu};
 use crate::Quantize;
@@ -107,9 +107,9 @@ impl PackedLinear {
         self.matrix.outs()
     }
 
-    /// `x [rows, k]` to `[rows, outs]`.
-    pub(super) fn multiply(&self, x: &[f32], finish: Finish<'_>) -> Buffer {
-        multiply(active_path(), &self.matrix, x, (self.bias.as_deref(), finish))
+    /// To be finished so.
+    pub(super) fn product<'a>(&'a self, finish: Finish<'a>) -> Product<'a> {
+        Product { matrix: &self.matrix, bias: self.bias.as_deref(), finish }
     }
 }
 
@@ -216,48 +216,58 @@ impl<T: Tiles> Kernel for Panels<'_, T> {
     }
 }
 
-/// `x Wᵀ + b`, finished: `x [rows, k]` to `[rows, outs]`.
-pub(super) fn multiply(
-    path: CpuPath,
-    matrix: &PackedMatrix,
-    x: &[f32],
-    end: (Option<&[f32]>, Finish<'_>),
-) -> Buffer {
-    let k = matrix.k();
-    match matrix.format() {
-        WeightFormat::F32 => spread(path, Columns::<f32>::new(matrix, x, k), matrix, end),
-        WeightFormat::F16 => spread(path, Columns::<f16>::new(matrix, x, k), matrix, end),
+/// `x Wᵀ + b`, finished.
+#[derive(Clone, Copy)]
+pub(super) struct Product<'a> {
+    matrix: &'a PackedMatrix,
+    /// `[outs]`
+    bias: Option<&'a [f32]>,
+    finish: Finish<'a>,
+}
+
+/// Products of one `x [rows, k]`, `[rows, outs]` each: threads start and wait for each other once.
+pub(super) fn multiply(path: CpuPath, products: &[Product<'_>], x: &[f32]) -> Vec<Buffer> {
+    let Some(first) = products.first() else { return Vec::new() };
+    let (k, format) = (first.matrix.k(), first.matrix.format());
+    if products.iter().any(|product| product.matrix.format() != format) {
+        return products.iter().flat_map(|product| multiply(path, &[*product], x)).collect();
+    }
+    match format {
+        WeightFormat::F32 => spread(path, products, |matrix| Columns::<f32>::new(matrix, x, k)),
+        WeightFormat::F16 => spread(path, products, |matrix| Columns::<f16>::new(matrix, x, k)),
         WeightFormat::Bf16 => {
             let x = columns::pairs(path, x, k);
             let steps = k.div_ceil(2);
-            spread(path, Columns::<Pairs>::new(matrix, x.words(), steps), matrix, end)
+            spread(path, products, |matrix| Columns::<Pairs>::new(matrix, x.words(), steps))
         }
         WeightFormat::Int8 | WeightFormat::Int4 => {
-            let x = Quantised::new(path, x, k, matrix.format());
-            spread(path, ByteTiles::new(matrix, &x), matrix, end)
+            let x = Quantised::new(path, x, k, format);
+            spread(path, products, |matrix| ByteTiles::new(matrix, &x))
         }
     }
 }
 
 /// Shares the work between threads.
-fn spread<T: Tiles>(
+fn spread<'a, T: Tiles>(
     path: CpuPath,
-    tiles: T,
-    matrix: &PackedMatrix,
-    (bias, finish): (Option<&[f32]>, Finish<'_>),
-) -> Buffer {
-    let grid = Grid {
+    products: &[Product<'a>],
+    tiles: impl Fn(&'a PackedMatrix) -> T,
+) -> Vec<Buffer> {
+    let tiles: Vec<T> = products.iter().map(|product| tiles(product.matrix)).collect();
+    let grid = |(product, tiles): (&Product<'_>, &T)| Grid {
         rows: tiles.rows(),
-        outs: matrix.outs(),
-        k: matrix.k(),
+        outs: product.matrix.outs(),
+        k: product.matrix.k(),
         split_rows: SPLIT_ROWS,
         tile_rows: columns::TILE_ROWS,
         tile_outs: PANEL,
     };
-    share(grid, |rows, outs, y| {
-        let tiles = tiles.with_rows(rows.start, rows.end);
+    let grids: Vec<Grid> = products.iter().zip(&tiles).map(grid).collect();
+    share(&grids, |i, rows, outs, y| {
+        let Product { bias, finish, .. } = products[i];
+        let tiles = tiles[i].with_rows(rows.start, rows.end);
         let panels = outs.start / PANEL..outs.end.div_ceil(PANEL);
-        let target = Target { y, rows, outs, bias, finish, all_rows: grid.rows };
+        let target = Target { y, rows, outs, bias, finish, all_rows: grids[i].rows };
         dispatch(path, Panels { tiles, panels, target });
     })
 }

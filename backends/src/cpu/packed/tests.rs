@@ -2,6 +2,7 @@ use ::bytes::Bytes;
 use ::half::{bf16, f16};
 use burn::tensor::{Device, TensorData};
 
+use super::super::isa::active_path;
 use super::super::testing::values;
 use super::*;
 
@@ -18,9 +19,14 @@ fn pack(format: WeightFormat, w: &[f32], k: usize) -> PackedMatrix {
     PackedMatrix::new(format, (w.len() / k, k), row)
 }
 
+/// One product.
+fn biased(path: CpuPath, matrix: &PackedMatrix, x: &[f32], bias: Option<&[f32]>) -> Buffer {
+    multiply(path, &[Product { matrix, bias, finish: Finish::Plain }], x).remove(0)
+}
+
 /// A product without bias.
 fn product(path: CpuPath, matrix: &PackedMatrix, x: &[f32]) -> Buffer {
-    multiply(path, matrix, x, (None, Finish::Plain))
+    biased(path, matrix, x, None)
 }
 
 /// What the kernels multiply with, stated anew: values of `k`, rounded as the format rounds.
@@ -81,7 +87,7 @@ fn every_path_and_format_matches_f64_over_odd_shapes() {
             };
             let (exact_x, exact_w) = (of(&x, false), of(&w, true));
             for path in CpuPath::available() {
-                let y = multiply(path, &matrix, &x, (Some(&b), Finish::Plain));
+                let y = biased(path, &matrix, &x, Some(&b));
                 for (index, got) in y.iter().enumerate() {
                     let (row, out) = (index / outs, index % outs);
                     let dot = exact_x[row].iter().zip(&exact_w[out]).map(|(x, w)| x * w);
@@ -93,6 +99,34 @@ fn every_path_and_format_matches_f64_over_odd_shapes() {
             }
         }
     }
+}
+
+#[test]
+fn products_of_one_input_are_bitwise_those_of_each() {
+    let (k, path) = (352, active_path());
+    let bias = values(300, 3);
+    // Shared by outputs, by rows, and not at all; matrices of other sizes, the last of another format.
+    for rows in [1, 5, 67] {
+        let x = values(rows * k, 1);
+        let matrices =
+            [(300, WeightFormat::Int8), (1, WeightFormat::Int8), (64, WeightFormat::Bf16)]
+                .map(|(outs, format)| pack(format, &values(outs * k, 2 + outs as u32), k));
+        for of in [&matrices[..2], &matrices[..]] {
+            let products: Vec<Product<'_>> = of
+                .iter()
+                .map(|matrix| {
+                    let bias = (matrix.outs() == 300).then_some(&bias[..]);
+                    Product { matrix, bias, finish: Finish::Gelu }
+                })
+                .collect();
+            let together = multiply(path, &products, &x);
+            assert_eq!(together.len(), of.len());
+            for (product, y) in products.iter().zip(&together) {
+                assert!(y[..] == multiply(path, &[*product], &x)[0][..], "{rows} rows");
+            }
+        }
+    }
+    assert!(multiply(path, &[], &[]).is_empty());
 }
 
 #[test]
