@@ -79,7 +79,7 @@ impl Grid {
     /// Cuts result number `i`. Of outputs of several rows, those of a share stand side by side.
     fn shares<'a>(&self, i: usize, threads: usize, y: &'a mut [f32]) -> Vec<Share<'a>> {
         let Self { rows, outs, .. } = *self;
-        if threads == 1 {
+        if threads == 1 || y.is_empty() {
             return vec![(i, 0..rows, 0..outs, y)];
         }
         if rows >= self.split_rows {

@@ -33,6 +33,8 @@ const TASK_QUERIES: usize = 128;
 const FEW_QUERIES: usize = 32;
 /// Tasks of many queries that a thread should find, so that none waits long for another.
 const TASKS_PER_THREAD: usize = 3;
+/// The same of few: the fewer heads a task has, the shorter is what it reads in one go.
+const FEW_TASKS_PER_THREAD: usize = 2;
 
 /// Head counts and what every span sees.
 #[derive(Debug, Clone)]
@@ -110,8 +112,8 @@ fn joins<'a, T: Stored>(
 }
 
 /// Cuts the work into tasks. Many queries have a few heads each and go over all their keys. Few, whose
-/// keys take longer to come than to be computed with, have some chunks with all heads: that way a
-/// thread reads its part of the memory from one end to the other.
+/// keys take longer to come than to be computed with, have one chunk and as many heads as leave every
+/// thread enough to do: that way a thread reads its part of the memory from one end to the other.
 fn tasks<'a, T: Stored>(
     plan: &'a AttentionPlan,
     query: &'a [f32],
@@ -121,7 +123,8 @@ fn tasks<'a, T: Stored>(
     let rows_each = (TASK_QUERIES / group).max(1);
     let threads = rayon::current_num_threads();
     let blocks: usize = plan.spans.iter().map(|s| s.rows.len().div_ceil(rows_each)).sum();
-    let chunks: usize = parts.iter().map(|parts| parts.len().div_ceil(CHUNK_PARTS)).sum();
+    // The last one of a span is less than whole.
+    let chunks = (parts.iter().map(Vec::len).sum::<usize>() / CHUNK_PARTS).max(1);
     let mut tasks = Vec::new();
     for (span, parts) in plan.spans.iter().zip(parts) {
         for first in span.rows.clone().step_by(rows_each) {
@@ -132,7 +135,8 @@ fn tasks<'a, T: Stored>(
                 let fill = TASK_QUERIES / (all.rows.len() * group);
                 (fill.min(plan.kv_heads * blocks / (threads * TASKS_PER_THREAD)), parts.len())
             } else {
-                let each = plan.kv_heads.div_ceil(threads.div_ceil(chunks.max(1)));
+                let each =
+                    plan.kv_heads.div_ceil((threads * FEW_TASKS_PER_THREAD).div_ceil(chunks));
                 (each.min(FEW_QUERIES / (all.rows.len() * group)), CHUNK_PARTS)
             };
             tasks.extend(all.cut(heads_each.max(1), parts_each));

@@ -148,9 +148,11 @@ pub(super) fn softmax_step<I: Isa>(
         }
         running.max = new_max;
     }
+    // Where all scores so far are -inf, they weigh nothing.
+    let from = if new_max == f32::NEG_INFINITY { 0.0 } else { new_max };
     let mut sum = isa.zero();
     for scores in &mut scores[..vectors::<I>()] {
-        *scores = exp_lanes(isa, isa.add(*scores, isa.splat(-new_max)));
+        *scores = exp_lanes(isa, isa.add(*scores, isa.splat(-from)));
         sum = isa.add(sum, *scores);
     }
     running.sum += isa.sum(sum);

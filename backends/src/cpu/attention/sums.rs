@@ -74,7 +74,9 @@ impl<T: Stored> Kernel for Join<'_, T> {
             let now;
             (now, done) = done.split_at_mut(tasks.len());
             if let (Some(task), Some((first, rest))) = (tasks.first(), now.split_first_mut()) {
-                rest.iter().for_each(|next| first.join(isa, next));
+                for next in rest {
+                    first.join(isa, next);
+                }
                 task.write(first, self.out);
             }
         }

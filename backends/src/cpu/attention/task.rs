@@ -42,20 +42,16 @@ impl<T: Stored> Kernel for &Task<'_, T> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Sums {
         let (queries, dim) = (self.heads.len() * self.each(), self.plan.head_dim);
-        let mut work = Work {
-            query: self.gathered(),
-            scores: vec![[0.0; MAX_RUN]; queries],
-            prepared: self.has_many_queries().then(|| Prepared::new(dim)),
-        };
+        let mut work = Work { query: self.gathered(), way: Way::new(self, queries) };
         let mut sums = Sums::new(queries, dim);
         let mut next = Sums::new(if self.parts.len() > CHUNK_PARTS { queries } else { 0 }, dim);
         for first in (0..self.parts.len()).step_by(CHUNK_PARTS) {
-            let is_first = first == 0;
-            let to = if is_first { &mut sums } else { &mut next };
-            self.chunk(isa, first, &mut work, to);
-            if !is_first {
-                sums.join(isa, &next);
+            if first == 0 {
+                self.chunk(isa, first, &mut work, &mut sums);
+            } else if self.sees_some(first) {
                 next.clear();
+                self.chunk(isa, first, &mut work, &mut next);
+                sums.join(isa, &next);
             }
         }
         sums
@@ -66,10 +62,24 @@ impl<T: Stored> Kernel for &Task<'_, T> {
 struct Work {
     /// `[queries, head_dim]`
     query: Vec<f32>,
-    /// `[queries]`
-    scores: Vec<Scores>,
-    /// If there are [many](Task::has_many_queries).
-    prepared: Option<Prepared>,
+    way: Way,
+}
+
+/// How scores are found.
+enum Way {
+    /// Key by key, as they are stored: those of all queries.
+    Stored(Vec<Scores>),
+    /// Head by head, for many queries.
+    Turned(Prepared),
+}
+
+impl Way {
+    fn new<T: Stored>(task: &Task<'_, T>, queries: usize) -> Self {
+        match task.has_many_queries() {
+            true => Self::Turned(Prepared::new(task.plan.head_dim)),
+            false => Self::Stored(vec![[0.0; MAX_RUN]; queries]),
+        }
+    }
 }
 
 impl<'a, T: Stored> Task<'a, T> {
@@ -151,21 +161,36 @@ impl<'a, T: Stored> Task<'a, T> {
         }
     }
 
+    /// The parts of the chunk that begins with one, and the one after each.
+    fn parts_of(&self, first: usize) -> impl Iterator<Item = (&Part<'a, T>, Option<&Part<'a, T>>)> {
+        let end = (first + CHUNK_PARTS).min(self.parts.len());
+        (first..end).map(|i| (&self.parts[i], self.parts.get(i + 1)))
+    }
+
+    /// The row that sees furthest.
+    fn furthest(&self) -> usize {
+        let positions = &self.plan.positions[self.rows.clone()];
+        (0..self.rows.len()).max_by_key(|&row| positions[row]).unwrap_or(0)
+    }
+
+    /// Whether some row sees a key of the chunk that begins with a part.
+    fn sees_some(&self, first: usize) -> bool {
+        let furthest = self.furthest();
+        self.parts_of(first).any(|(part, _)| self.seen(part, furthest) > 0)
+    }
+
     /// Takes all queries over the chunk that begins with a part.
     #[inline(always)]
     fn chunk<I: Isa>(&self, isa: I, first: usize, work: &mut Work, sums: &mut Sums) {
-        let positions = &self.plan.positions[self.rows.clone()];
-        let furthest = (0..self.rows.len()).max_by_key(|&row| positions[row]).unwrap_or(0);
-        let parts = self.parts.iter().enumerate().skip(first).take(CHUNK_PARTS);
-        for (index, part) in parts {
+        let furthest = self.furthest();
+        for (part, next) in self.parts_of(first) {
             let n = self.seen(part, furthest);
             if n == 0 {
                 continue;
             }
-            match &mut work.prepared {
-                None => self.stored(isa, (part, n), work, sums),
-                Some(prepared) => {
-                    let next = self.parts.get(index + 1);
+            match &mut work.way {
+                Way::Stored(scores) => self.stored(isa, (part, n), (&work.query, scores), sums),
+                Way::Turned(prepared) => {
                     self.turned(isa, (part, next), (&work.query, prepared), sums);
                 }
             }
@@ -179,20 +204,21 @@ impl<'a, T: Stored> Task<'a, T> {
         &self,
         isa: I,
         (part, n): (&Part<'_, T>, usize),
-        work: &mut Work,
+        (query, scores): (&[f32], &mut [Scores]),
         sums: &mut Sums,
     ) {
         let (dim, heads) = (self.plan.head_dim, self.heads.clone());
         for key in 0..n {
             let row = key * part.stride + heads.start * dim..key * part.stride + heads.end * dim;
-            self.score_keys(isa, key, (&part.keys[row.clone()], &part.values[row]), work);
+            let row = (&part.keys[row.clone()], &part.values[row]);
+            self.score_keys(isa, row, query, (scores, key));
         }
         for (index, head) in heads.enumerate() {
             let values = (&part.values[head * dim..], part.stride);
             let mut i = index * self.each();
             for row in 0..self.rows.len() {
                 for _ in 0..self.group {
-                    self.fold(isa, (part, row), loaded(isa, &work.scores[i]), values, (i, sums));
+                    self.fold(isa, (part, row), loaded(isa, &scores[i]), values, (i, sums));
                     i += 1;
                 }
             }
@@ -201,15 +227,20 @@ impl<'a, T: Stored> Task<'a, T> {
 
     /// Scores one key of all heads, and asks the memory for its value.
     #[inline(always)]
-    fn score_keys<I: Isa>(&self, isa: I, key: usize, row: (&[T], &[T]), work: &mut Work) {
+    fn score_keys<I: Isa>(
+        &self,
+        isa: I,
+        row: (&[T], &[T]),
+        query: &[f32],
+        scores: (&mut [Scores], usize),
+    ) {
         let (dim, each) = (self.plan.head_dim, self.each());
-        let scores = (&mut work.scores[..], key);
         // With its size known, a head is one stretch of instructions.
         match (dim / I::LANES, dim % I::LANES) {
-            (4, 0) => score_heads(isa, &work.query, row, scores, (4 * I::LANES, each)),
-            (5, 0) => score_heads(isa, &work.query, row, scores, (5 * I::LANES, each)),
-            (8, 0) => score_heads(isa, &work.query, row, scores, (8 * I::LANES, each)),
-            _ => score_heads(isa, &work.query, row, scores, (dim, each)),
+            (4, 0) => score_heads(isa, query, row, scores, (4 * I::LANES, each)),
+            (5, 0) => score_heads(isa, query, row, scores, (5 * I::LANES, each)),
+            (8, 0) => score_heads(isa, query, row, scores, (8 * I::LANES, each)),
+            _ => score_heads(isa, query, row, scores, (dim, each)),
         }
     }
 

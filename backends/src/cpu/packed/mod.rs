@@ -229,6 +229,7 @@ pub(super) struct Product<'a> {
 pub(super) fn multiply(path: CpuPath, products: &[Product<'_>], x: &[f32]) -> Vec<Buffer> {
     let Some(first) = products.first() else { return Vec::new() };
     let (k, format) = (first.matrix.k(), first.matrix.format());
+    assert!(products.iter().all(|product| product.matrix.k() == k), "matrices of one width");
     if products.iter().any(|product| product.matrix.format() != format) {
         return products.iter().flat_map(|product| multiply(path, &[*product], x)).collect();
     }
