@@ -124,9 +124,11 @@ fn answers_are_the_same_with_recorded_steps() {
         return;
     }
     configure_kernels(KernelOptions { graphs: Switch::On, ..KernelOptions::default() });
-    if !records(&device().device) {
+    let open = device();
+    if !open.spec.compiles_kernels() {
         return;
     }
+    assert!(records(&open.device), "{} records nothing", open.spec);
     for name in BUILTIN_MODELS {
         let launched = outcomes(name, false);
         let replayed = outcomes(name, true);
@@ -134,7 +136,7 @@ fn answers_are_the_same_with_recorded_steps() {
             let passes = (replayed.launched, launched.launched);
             println!("{name}: {} of {} passes are not replayed", passes.0, passes.1);
             assert!(replayed.answers == launched.answers, "{name}: {replayed:?}, {launched:?}");
-            assert!(passes.0 < passes.1, "{name}: {replayed:?}");
+            assert!(2 * passes.0 <= passes.1, "{name}: {replayed:?}");
         }
     }
 }
