@@ -17,8 +17,9 @@ pub struct KernelOptions {
     /// Passes that stay alike are recorded once and replayed: devices that take a recording as one
     /// launch gain by it.
     pub graphs: Switch,
-    /// The attention of long spans of f16 and bf16 is computed as matrix products of f16, with keys and
-    /// values beyond its range, ±65504, held at its ends: devices with tensor cores gain by it.
+    /// The attention of long spans of f16 and bf16 is computed as matrix products of f16: devices with
+    /// tensor cores gain by it. Queries, keys and values are rounded to f16 and held at the ends of its
+    /// range, ±65504; keys whose scaled scores are below -60000 count as hidden.
     pub flash: Switch,
 }
 

@@ -80,7 +80,8 @@ pub enum StartError {
     Thread(#[from] std::io::Error),
     /// A first pass failed or gave logits that say nothing.
     #[error(
-        "a first pass gives no usable logits: the weights hold no numbers, or the device fails"
+        "a first pass gives no usable logits, or a long one other rows than short ones: the weights hold no \
+         numbers, or the device fails"
     )]
     Device,
 }

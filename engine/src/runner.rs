@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use dfastllm_models::ops::{Guidance, RowParams, RowScore, score_rows, select_rows, warm_up_rows};
+use dfastllm_models::ops::{
+    Guidance, KeyLayout, RowParams, RowScore, score_rows, select_rows, warm_up_rows,
+};
 use dfastllm_models::{
     Alignment, Attend, KvPool, LanguageModel, PAGE_SIZE, RaggedRows, RecordedSteps, RowsError,
-    SpanRequest, Tensor, run_on, unobserved,
+    SpanRequest, Tensor, difference, run_on, unobserved,
 };
 
 use crate::plan::{SpanPlan, StepPlan, Want, Which};
@@ -30,6 +32,12 @@ pub(crate) struct Computed {
 /// Rows the head computes at once: a row of logits is as long as the vocabulary.
 const HEAD_ROWS: usize = 512;
 
+/// Largest difference between the rows of a long span and what they should be, relative to them:
+/// rounding is far below, and rows of a failed kernel are as far apart as any two.
+const MOST_APART: f32 = 0.5;
+/// Positions before a row that has its keys cut into parts.
+const MANY_KEYS: usize = 16 * PAGE_SIZE;
+
 /// A model with its key/value pool.
 pub(crate) struct Seat {
     /// Before what they read and write.
@@ -49,13 +57,14 @@ impl Runner {
         Self { main, verifier }
     }
 
-    /// Whether a short pass gives logits that say something.
+    /// Whether a short pass gives logits that say something, and a long one what kernels of short ones do.
     pub(crate) fn makes_sense(&mut self) -> bool {
         std::iter::once(&mut self.main).chain(&mut self.verifier).all(Seat::makes_sense)
     }
 
-    /// Runs passes of all sizes that have kernels of their own, so that no request waits for one to be
-    /// compiled or tuned; then records steps of few rows, where the device is to: of a causal model those
+    /// Runs passes of all sizes that have kernels of their own, whose rows are not kept and, where a model
+    /// is causal and has pages for them, kept; and one row behind many keys. A request waits for a kernel
+    /// only where its pass is none of these. Then records steps of few rows, where the device is to: of a causal model those
     /// of up to `most_sequences`.
     pub(crate) fn warm_up(&mut self, most_rows: usize, most_sequences: usize) {
         for seat in std::iter::once(&mut self.main).chain(&mut self.verifier) {
@@ -132,6 +141,36 @@ impl Seat {
     /// Finite and not all alike: a device whose kernels fail to compile may go on with zeros
     /// instead of an error.
     fn makes_sense(&mut self) -> bool {
+        self.short_pass_makes_sense() && self.long_pass_makes_sense()
+    }
+
+    /// Whether a long span's rows are what they are in passes that have no long span. With attention that
+    /// gives zeros the rest of a network still gives logits that differ.
+    fn long_pass_makes_sense(&mut self) -> bool {
+        let (shape, attend) = (self.model.shape(), self.model.attend());
+        let len = KeyLayout::LONG_ROWS;
+        if shape.max_positions < len || warm_up_rows(self.pool.device(), len).is_empty() {
+            return true;
+        }
+        let tokens: Vec<u32> = (0..len).map(|i| (i * 37 % shape.vocab) as u32).collect();
+        let (short, beside) = match attend {
+            // Rows do not see the one that is missing.
+            Attend::Causal => (len - 1, attend),
+            // No span of shadows is long, and without a cache they see what all others do.
+            Attend::Bidirectional | Attend::Shadow => (len, Attend::Shadow),
+        };
+        let long = RaggedRows::single(&tokens, attend);
+        let (Ok(long), Ok(rows)) = (long, RaggedRows::single(&tokens[..short], beside)) else {
+            return false;
+        };
+        let mut hidden = |rows| {
+            let hidden = self.model.forward(rows, &mut self.pool, &mut unobserved);
+            hidden.slice([0..short])
+        };
+        difference(hidden(&long), hidden(&rows)) < MOST_APART
+    }
+
+    fn short_pass_makes_sense(&mut self) -> bool {
         let last = (self.model.shape().vocab as u32).saturating_sub(1);
         let tokens = [0, 1, 2].map(|token| last.min(token));
         let Ok(rows) = RaggedRows::single(&tokens, self.model.attend()) else { return false };
@@ -147,7 +186,15 @@ impl Seat {
             return;
         }
         let begun = Instant::now();
-        let passes: Vec<RaggedRows> = sizes.iter().filter_map(|&n| self.trial(n)).collect();
+        let is_causal = self.model.attend() == Attend::Causal;
+        let seen = usize::from(self.pool.pages() > 0);
+        let longest = self.model.shape().max_positions.min(self.pool.pages() * PAGE_SIZE);
+        let of_sizes = sizes.iter().flat_map(|&n| {
+            let kept = is_causal.then(|| self.trial(n, seen, true)).flatten();
+            [self.trial(n, seen, false), kept].into_iter().flatten()
+        });
+        let one = self.trial(1, MANY_KEYS.min(longest.saturating_sub(1)), is_causal);
+        let passes: Vec<RaggedRows> = of_sizes.chain(one).collect();
         for rows in &passes {
             let hidden = self.model.forward(rows, &mut self.pool, &mut unobserved);
             let scored = rows.len().min(HEAD_ROWS / 2);
@@ -185,17 +232,22 @@ impl Seat {
         self.model.forward(rows, &mut self.pool, &mut |_, _| alive())
     }
 
-    /// A pass of that many rows behind a cached position, which writes nothing.
-    fn trial(&self, rows: usize) -> Option<RaggedRows> {
-        let has_pages = self.pool.pages() > 0;
+    /// A pass of that many rows behind `seen` cached positions, if the pool has pages for all that it sees
+    /// and writes.
+    fn trial(&self, rows: usize, seen: usize, write: bool) -> Option<RaggedRows> {
+        let kept = if write { seen + rows } else { seen };
+        let pages = kept.div_ceil(PAGE_SIZE);
+        if pages > self.pool.pages() {
+            return None;
+        }
         let span = SpanRequest {
             rows: 0..rows,
             attend: self.model.attend(),
-            write: false,
-            visible: if has_pages { vec![0..1] } else { vec![] },
-            pages: if has_pages { vec![0] } else { vec![] },
+            write,
+            visible: if seen > 0 { vec![0..seen] } else { vec![] },
+            pages: (0..pages as u32).collect(),
         };
-        RaggedRows::new(vec![0; rows], (1..=rows).collect(), vec![span], PAGE_SIZE).ok()
+        RaggedRows::new(vec![0; rows], (seen..seen + rows).collect(), vec![span], PAGE_SIZE).ok()
     }
 
     fn compute(

@@ -40,7 +40,7 @@ pub use error::LoadError;
 pub use files::ModelFiles;
 pub use model::{Alignment, Halves, LanguageModel, ModelShape, Probe, Tap, unobserved};
 pub use quantize::write_packed;
-pub use recorded::{NotRecorded, RecordedSteps};
+pub use recorded::{NotRecorded, RecordedSteps, difference};
 pub use registry::{LoadedModel, family_name, load};
 pub use special::{GenerationDefaults, ReferenceLoop, SpecialIds};
 pub use structure::{Guide, Structure, StructureCompiler, StructureError, TokenSet};

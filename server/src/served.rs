@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use dfastllm_backends::{
-    DeviceProvider, DeviceSpec, KernelChoice, KernelOptions, OpenDevice, Precision, Quantize,
-    Switch, WeightChoice, kernel_options, open_device,
+    DType, DeviceProvider, DeviceSpec, KernelChoice, KernelOptions, OpenDevice, Precision,
+    Quantize, Switch, WeightChoice, kernel_options, open_device,
 };
 use dfastllm_engine::decoding::Preset;
 use dfastllm_engine::{Engine, EngineConfig, EngineHandle, ModelLimits, Verifier};
@@ -103,7 +103,7 @@ impl ServedModel {
     ) -> Result<(Self, Engine), String> {
         let device = open_device(options.device, providers).map_err(|e| e.to_string())?;
         let loaded = load(&options.files, &device, options.weights).map_err(|e| e.to_string())?;
-        refuse_kernel_options(&device)?;
+        refuse_kernel_options(kernel_options(), &device.spec, loaded.precision.activations)?;
         let own = loaded.model.shape().max_positions;
         let max_model_len = options.max_model_len.unwrap_or(own);
         if max_model_len == 0 || max_model_len > own {
@@ -230,9 +230,13 @@ fn kv_cache_tokens(
 }
 
 /// Refuses what was asked of a GPU's kernels where it would do nothing.
-fn refuse_kernel_options(device: &OpenDevice) -> Result<(), String> {
-    let KernelOptions { choice, cache, graphs, flash } = kernel_options();
-    if !device.spec.compiles_kernels() {
+fn refuse_kernel_options(
+    options: &KernelOptions,
+    spec: &DeviceSpec,
+    activations: DType,
+) -> Result<(), String> {
+    let KernelOptions { choice, cache, graphs, flash } = options;
+    if !spec.compiles_kernels() {
         let flags = [
             ("--kernel-cache", cache.is_some()),
             ("--graphs", *graphs == Switch::On),
@@ -240,8 +244,33 @@ fn refuse_kernel_options(device: &OpenDevice) -> Result<(), String> {
             ("--kernels", *choice == KernelChoice::Pinned),
         ];
         if let Some((flag, _)) = flags.into_iter().find(|(_, is_given)| *is_given) {
-            return Err(format!("{flag} is for GPUs: {} compiles no kernels", device.spec));
+            return Err(format!("{flag} is for GPUs: {} compiles no kernels", spec));
         }
     }
+    if *flash == Switch::On && !matches!(activations, DType::F16 | DType::BF16) {
+        let found = format!("{activations:?}").to_lowercase();
+        return Err(format!("--flash on needs --dtype f16 or bf16; found {found}"));
+    }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flash_attention_is_refused_where_it_would_do_nothing() {
+        let options = KernelOptions { flash: Switch::On, ..KernelOptions::default() };
+        let refused = |options, spec: &str, activations| {
+            refuse_kernel_options(options, &spec.parse().unwrap(), activations).err()
+        };
+        let of_dtype = "--flash on needs --dtype f16 or bf16; found f32";
+        assert_eq!(refused(&options, "vulkan:0", DType::F32).as_deref(), Some(of_dtype));
+        let of_device = "--flash is for GPUs: cpu compiles no kernels";
+        assert_eq!(refused(&options, "cpu", DType::BF16).as_deref(), Some(of_device));
+        for dtype in [DType::F16, DType::BF16] {
+            assert_eq!(refused(&options, "cuda:0", dtype), None);
+        }
+        assert_eq!(refused(&KernelOptions::default(), "vulkan:0", DType::F32), None);
+    }
 }

@@ -72,7 +72,13 @@ fn ways(published: ReferenceLoop) -> Vec<DecodingConfig> {
         DecodingConfig { cache: Cache::Interval, refresh_every: Some(6), ..short.clone() },
         DecodingConfig { quota: Quota::Threshold(0.6), revise, ..short.clone() },
         DecodingConfig { speculate: 2, ..short.clone() },
-        DecodingConfig { cfg_scale: 0.5, ..short.clone() },
+        // Four spans a step, which have more rows together than any recording if blocks are longer.
+        DecodingConfig {
+            region: Region::Blocks(8),
+            quota: Quota::EvenSplit { steps: LENGTH / 2 },
+            cfg_scale: 0.5,
+            ..short.clone()
+        },
         DecodingConfig { cache: Cache::Vicinity { left: 4, right: 7 }, ..short },
         DecodingConfig { quota, ..fast },
     ]
@@ -124,9 +130,11 @@ fn answers_are_the_same_with_recorded_steps() {
         return;
     }
     configure_kernels(KernelOptions { graphs: Switch::On, ..KernelOptions::default() });
-    if !records(&device().device) {
+    let open = device();
+    if !open.spec.compiles_kernels() {
         return;
     }
+    assert!(records(&open.device), "{} records nothing", open.spec);
     for name in BUILTIN_MODELS {
         let launched = outcomes(name, false);
         let replayed = outcomes(name, true);
@@ -134,7 +142,8 @@ fn answers_are_the_same_with_recorded_steps() {
             let passes = (replayed.launched, launched.launched);
             println!("{name}: {} of {} passes are not replayed", passes.0, passes.1);
             assert!(replayed.answers == launched.answers, "{name}: {replayed:?}, {launched:?}");
-            assert!(passes.0 < passes.1, "{name}: {replayed:?}");
+            // Half, and what it costs where the two requests do not begin in one step.
+            assert!(2 * passes.0 <= passes.1 + 4, "{name}: {replayed:?}");
         }
     }
 }

@@ -8,8 +8,10 @@
 
 mod trial;
 
-use dfastllm_backends::ops::{InputForm, RecordedPass, StepInputs, StepShape, record, records};
-use dfastllm_backends::{Attend, DType, KvPool, PAGE_SIZE, RaggedRows, Tensor};
+use dfastllm_backends::ops::{
+    InputForm, RecordedPass, StepInputs, StepShape, record, records, select_rows,
+};
+use dfastllm_backends::{Attend, DType, KeySource, KvPool, PAGE_SIZE, RaggedRows, Tensor};
 
 use self::trial::Trials;
 use crate::model::{Halves, LanguageModel, unobserved};
@@ -154,7 +156,8 @@ impl Step {
         self.recorded.replay().map_err(NotRecorded::NotReplayed)
     }
 
-    /// Whether a replay gives what the pass itself does. The two cut and add keys in other orders.
+    /// Whether a replay gives and writes what the pass itself does. The two cut and add keys in other
+    /// orders.
     fn compare(
         &mut self,
         model: &dyn LanguageModel,
@@ -162,21 +165,65 @@ impl Step {
         rows: &RaggedRows,
     ) -> Result<(), NotRecorded> {
         let Some(halves) = model.halves() else { return Ok(()) };
+        let (last, slots) = (model.shape().layers - 1, written(rows));
+        // The replay first, and all that comes of it: the pass itself writes the same slots.
+        let replayed = values(self.replay(halves.input_form(), rows)?.slice([0..rows.len()]));
+        let kept = stored(pool, last, &slots);
         let itself = model.forward(rows, pool, &mut unobserved);
         let expected = if itself.dtype() == DType::F32 { 1e-3 } else { 5e-2 };
-        let replayed = self.replay(halves.input_form(), rows)?.slice([0..rows.len()]);
-        let found = difference(&values(replayed), &values(itself));
-        // Written so that NaN differs.
-        if found <= expected { Ok(()) } else { Err(NotRecorded::Differs { found, expected }) }
+        let of_rows = std::iter::once((replayed, values(itself)));
+        let of_pages = kept.into_iter().zip(stored(pool, last, &slots));
+        for (replayed, itself) in of_rows.chain(of_pages) {
+            let found = relative(&replayed, &itself);
+            // False for NaN, which differs.
+            let is_same = found <= expected;
+            if !is_same {
+                return Err(NotRecorded::Differs { found, expected });
+            }
+        }
+        Ok(())
     }
+}
+
+/// Slots of the pool that rows are written to.
+fn written(rows: &RaggedRows) -> Vec<usize> {
+    let mut slots = Vec::new();
+    for span in rows.spans().iter().filter(|span| span.attend != Attend::Shadow) {
+        for &position in &rows.positions()[span.rows.clone()] {
+            slots.extend(span.keys.iter().find_map(|run| match run.source {
+                // A row that is not written is a key of its own.
+                KeySource::Pool { slot }
+                    if (run.position..run.position + run.len).contains(&position) =>
+                {
+                    Some(slot + position - run.position)
+                }
+                _ => None,
+            }));
+        }
+    }
+    slots
+}
+
+/// Keys and values in some slots of a layer.
+fn stored(pool: &KvPool, layer: usize, slots: &[usize]) -> Vec<Vec<f32>> {
+    if slots.is_empty() {
+        return Vec::new();
+    }
+    let (keys, values_) = pool.layer(layer);
+    [keys, values_].map(|pages| values(select_rows(pages.clone(), slots))).into()
 }
 
 fn values(x: Tensor<2>) -> Vec<f32> {
     x.cast(DType::F32).into_data().iter::<f32>().collect()
 }
 
-/// Root mean square of `a - b`, relative to that of `b`.
-fn difference(a: &[f32], b: &[f32]) -> f32 {
+/// Root mean square of `a - b`, relative to that of `b`; both have the same shape.
+#[must_use]
+pub fn difference(a: Tensor<2>, b: Tensor<2>) -> f32 {
+    relative(&values(a), &values(b))
+}
+
+fn relative(a: &[f32], b: &[f32]) -> f32 {
     let sum = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>();
     let (apart, all) = (sum(&mut a.iter().zip(b).map(|(a, b)| a - b)), sum(&mut b.iter().copied()));
     if apart == 0.0 { 0.0 } else { (apart / all).sqrt() }
@@ -202,9 +249,9 @@ mod tests {
 
     #[test]
     fn differences_are_relative_to_the_values() {
-        assert_eq!(difference(&[0.0, 0.0], &[0.0, 0.0]), 0.0);
-        assert!((difference(&[3.0, 4.5], &[3.0, 4.0]) - 0.1).abs() < 1e-6);
-        assert!(difference(&[f32::NAN, 1.0], &[1.0, 1.0]).is_nan());
-        assert!(difference(&[1.0], &[0.0]).is_infinite());
+        assert_eq!(relative(&[0.0, 0.0], &[0.0, 0.0]), 0.0);
+        assert!((relative(&[3.0, 4.5], &[3.0, 4.0]) - 0.1).abs() < 1e-6);
+        assert!(relative(&[f32::NAN, 1.0], &[1.0, 1.0]).is_nan());
+        assert!(relative(&[1.0], &[0.0]).is_infinite());
     }
 }

@@ -66,13 +66,18 @@ impl Trials {
             }
         };
         let lengths = [self.longest, self.longest / 2];
-        sizes.iter().zip(lengths).filter_map(|(sizes, longest)| self.pass(sizes, longest)).collect()
+        // Other tokens in each, so that none finds in its slots what it is to write.
+        let passes = sizes.iter().zip(lengths);
+        let pass = |(sizes, longest): (&Vec<usize>, usize)| {
+            self.pass(sizes, longest, shape.rows + longest)
+        };
+        passes.filter_map(pass).collect()
     }
 
     /// A step of sequences with so many rows each, of up to `longest` positions, each longer than the
     /// next. They share pages that have something in them, and each that writes does so to a page of its
     /// own.
-    fn pass(&self, sizes: &[usize], longest: usize) -> Option<RaggedRows> {
+    fn pass(&self, sizes: &[usize], longest: usize, salt: usize) -> Option<RaggedRows> {
         let (mut positions, mut spans) = (Vec::new(), Vec::new());
         for (index, &rows) in sizes.iter().enumerate() {
             let share = self.share(index, rows, longest - longest * index / sizes.len());
@@ -89,7 +94,7 @@ impl Trials {
             });
             positions.extend(share.first..share.first + rows);
         }
-        let tokens = (0..positions.len()).map(|row| self.token(row, longest)).collect();
+        let tokens = (0..positions.len()).map(|row| self.token(row, salt)).collect();
         RaggedRows::new(tokens, positions, spans, PAGE_SIZE).ok()
     }
 

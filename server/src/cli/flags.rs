@@ -66,13 +66,13 @@ pub(crate) struct ModelArgs {
     #[arg(long, env = "DFASTLLM_KERNEL_CACHE")]
     pub(crate) kernel_cache: Option<PathBuf>,
 
-    /// Whether steps of few rows are recorded once and replayed as one launch: auto (on CUDA), on (on
-    /// every GPU), off
+    /// Whether steps of few rows are recorded once and replayed as one launch: auto (on CUDA,
+    /// where a server or benchmark warms up), on (on every GPU), off
     #[arg(long, env = "DFASTLLM_GRAPHS", default_value_t = Switch::Auto)]
     pub(crate) graphs: Switch,
 
     /// Whether attention of prompts and whole canvases in 16 bits is computed as products of f16 matrices:
-    /// auto (where a GPU has tensor cores), on (on every GPU), off
+    /// auto (where a GPU has tensor cores), on (on every GPU that can), off
     #[arg(long, env = "DFASTLLM_FLASH", default_value_t = Switch::Auto)]
     pub(crate) flash: Switch,
 

@@ -103,8 +103,13 @@ fn prompts_of_several_launches() {
 }
 
 /// Every key's values are twice and thrice what f16 holds, of either sign: so is what a row gets.
-fn beyond_f16(lane: &Lane, [kept, read]: [DType; 2], pool: DType) {
-    let heads = AttentionHeads { heads: 4, kv_heads: 2, head_dim: 16 };
+fn beyond_f16(
+    lane: &Lane,
+    [kept, read]: [DType; 2],
+    pool: DType,
+    (sees, head_dim): (Attend, usize),
+) {
+    let heads = AttentionHeads { heads: 4, kv_heads: 2, head_dim };
     let width = heads.kv_heads * heads.head_dim;
     let [pages, _] = tables();
     let wide = |lane: &Lane, rows: usize| -> Pair<2> {
@@ -113,11 +118,11 @@ fn beyond_f16(lane: &Lane, [kept, read]: [DType; 2], pool: DType) {
     };
     let (_, prompt) =
         paged("kept", (0..40).collect(), vec![span(0..40, Attend::Causal, true, 0..0, &pages)], 16);
-    let spans = vec![span(0..130, Attend::Bidirectional, false, 0..40, &pages)];
-    let (_, canvas) = paged("read", (40..170).collect(), spans, 16);
+    let spans = vec![span(0..130, sees, false, 0..40, &pages)];
+    let (_, long) = paged("read", (40..170).collect(), spans, 16);
     let mut pools = Pools::of(lane, heads, (16, 24), pool);
     let mut found = None;
-    for (rows, dtype) in [(prompt, kept), (canvas, read)] {
+    for (rows, dtype) in [(prompt, kept), (long, read)] {
         let mut lane = lane.clone();
         lane.dtype = dtype;
         let query: Pair<2> = lane.noise(1, [rows.len(), heads.heads * heads.head_dim]);
@@ -137,11 +142,18 @@ fn beyond_f16(lane: &Lane, [kept, read]: [DType; 2], pool: DType) {
 fn what_f16_cannot_hold_is_held_at_its_end() {
     let lanes = lanes("values beyond f16");
     let of = |dtype| lanes.iter().find(|lane| lane.dtype == dtype);
-    if let (Some(_), Some(lane)) = (of(DType::F32), of(DType::F16)) {
-        // Pages hold the numbers, own rows infinities.
-        beyond_f16(lane, [DType::F32, DType::F16], DType::F32);
-    }
-    if let Some(lane) = of(DType::BF16) {
-        beyond_f16(lane, [DType::BF16; 2], DType::BF16);
+    // The largest head takes long to compile without tensor cores.
+    let largest = lanes.first().is_some_and(|lane| lane.has_tensor_cores).then_some(128);
+    for head_dim in [16, 80].into_iter().chain(largest) {
+        for sees in [Attend::Bidirectional, Attend::Causal] {
+            let on = (sees, head_dim);
+            if let (Some(_), Some(lane)) = (of(DType::F32), of(DType::F16)) {
+                // Pages hold the numbers, own rows infinities.
+                beyond_f16(lane, [DType::F32, DType::F16], DType::F32, on);
+            }
+            if let Some(lane) = of(DType::BF16) {
+                beyond_f16(lane, [DType::BF16; 2], DType::BF16, on);
+            }
+        }
     }
 }

@@ -6,6 +6,8 @@
 //! warm up run. Key heads that several query heads share are not repeated: they are a batch each, whose
 //! heads find one head of keys.
 
+use std::sync::Once;
+
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::client::Client;
@@ -21,7 +23,7 @@ use cubek::attention::forward::definition::{
 };
 use cubek::attention::forward::launch::{BlueprintStrategy, Strategy, launch_ref};
 use cubek::attention::forward::routines::DeviceSettings;
-use dfastllm_backends::ops::{AttentionHeads, KeyTables, LongSpan};
+use dfastllm_backends::ops::{AttentionHeads, LongSpan};
 use dfastllm_backends::{DType, Switch, kernel_options};
 
 use super::super::buffers::{element, room, units};
@@ -44,6 +46,9 @@ const LARGEST_HEAD: usize = 128;
 /// Most units of a cube that copies.
 const UNITS: u32 = 256;
 
+/// Whether a refusal was told.
+static REFUSED: Once = Once::new();
+
 /// What multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Products {
@@ -53,12 +58,7 @@ enum Products {
 
 /// Attention of one span, written to its rows of the output; false where it has to be computed
 /// otherwise.
-pub(super) fn attend(
-    buffers: &Buffers,
-    tables: &KeyTables,
-    span: &LongSpan,
-    heads: AttentionHeads,
-) -> bool {
+pub(super) fn attend(buffers: &Buffers, span: &LongSpan, heads: AttentionHeads) -> bool {
     let client = &buffers.query.client;
     let Some(products) = products(client, buffers.query.dtype, heads.head_dim) else {
         return false;
@@ -71,7 +71,7 @@ pub(super) fn attend(
     let queries = room(&buffers.query, [padded, width], DType::F16);
     let first = span.rows.start * width;
     convert([&buffers.query, &queries], [first, 0], [span.rows.len() * width, padded * width]);
-    let gathered = gather(buffers, tables, span, [keys, heads.kv_heads * heads.head_dim]);
+    let gathered = gather(buffers, span, [keys, heads.kv_heads * heads.head_dim]);
     let out = room(&queries, [padded, width], DType::F32);
     let step = if span.is_causal { causal_rows(client, heads.heads) } else { padded };
     for row in (0..padded).step_by(step) {
@@ -102,12 +102,14 @@ fn products(client: &Client, dtype: DType, head_dim: usize) -> Option<Products> 
     let properties = client.properties();
     let [f16, f32] = [DType::F16, DType::F32].map(element);
     let product = MmaConfig { a_type: f16, b_type: f16, cd_type: f32, m: EDGE, n: EDGE, k: EDGE };
-    let has_memory = properties.hardware.max_shared_memory_size >= shared_bytes(head_dim);
-    let is_plane = properties.hardware.plane_size_min == properties.hardware.plane_size_max;
-    if properties.features.matmul.cmma.contains(&product) && has_memory && is_plane {
-        return Some(Products::TensorCores);
+    if properties.hardware.plane_size_min != properties.hardware.plane_size_max {
+        return None;
     }
-    (choice == Switch::On && is_plane && properties.supports_type(f16)).then_some(Products::Units)
+    if properties.features.matmul.cmma.contains(&product) {
+        let has_memory = properties.hardware.max_shared_memory_size >= shared_bytes(head_dim);
+        return has_memory.then_some(Products::TensorCores);
+    }
+    (choice == Switch::On && properties.supports_type(f16)).then_some(Products::Units)
 }
 
 /// Shared memory of a cube: keys and values of a product, and of each plane a product of queries, of
@@ -145,12 +147,7 @@ fn convert([from, to]: [&CubeTensor; 2], at: [usize; 2], [present, all]: [usize;
 }
 
 /// Keys and values of a span beside each other, `[keys, width]` in f16.
-fn gather(
-    buffers: &Buffers,
-    tables: &KeyTables,
-    span: &LongSpan,
-    [keys, width]: [usize; 2],
-) -> [CubeTensor; 2] {
+fn gather(buffers: &Buffers, span: &LongSpan, [keys, width]: [usize; 2]) -> [CubeTensor; 2] {
     let Buffers { own: [own_keys, own_values], pool: [pool_keys, pool_values], table, .. } =
         buffers;
     let client = &pool_keys.client;
@@ -172,7 +169,6 @@ fn gather(
         span.places_at as u32,
         span.keys as u32,
         (width / vector) as u32,
-        tables.layout.has_own_keys,
         element(pool_keys.dtype),
         element(DType::F16),
     );
@@ -189,7 +185,8 @@ struct Part {
     is_causal: bool,
 }
 
-/// Queries, keys and values to outputs; false where that is refused.
+/// Queries, keys and values to outputs; false where the setup is refused. What fails later, as a kernel is
+/// compiled or launched, is not seen here.
 fn launch(
     products: Products,
     [queries, keys, values, out]: [&CubeTensor; 4],
@@ -232,7 +229,7 @@ fn launch(
             Strategy::Unit(BlueprintStrategy::Forced(blueprint))
         }
     };
-    launch_ref(
+    let launched = launch_ref(
         strategy,
         client,
         view(queries, [part.row, part.rows], [kv_heads, group, head_dim]),
@@ -242,8 +239,14 @@ fn launch(
         view(out, [part.row, part.rows], [kv_heads, group, head_dim]),
         &types,
         problem.options,
-    )
-    .is_ok()
+    );
+    if let Err(reason) = &launched {
+        // Every layer of every pass would say the same.
+        REFUSED.call_once(|| {
+            tracing::warn!("attention of long spans goes on without products: {reason:?}")
+        });
+    }
+    launched.is_ok()
 }
 
 /// How the work is cut: of all tiles of a head and one of keys at a time.

@@ -33,7 +33,6 @@ pub(super) fn gather_kernel<P: Float, O: Float, N: Size>(
     places_at: u32,
     places: u32,
     vectors: u32,
-    #[comptime] has_own: bool,
     #[define(P)] _dtype: ElemType,
     #[define(O)] _to_dtype: ElemType,
 ) {
@@ -46,14 +45,9 @@ pub(super) fn gather_kernel<P: Float, O: Float, N: Size>(
             let place = table[places_at as usize + key];
             let row = u32::cast_from(max(place, i32::new(-1) - place)) as usize;
             let at = row * vectors + ABSOLUTE_POS % vectors;
-            if comptime!(has_own) {
-                if place < 0 {
-                    k = converted::<P, O, N>(own_keys[at], true);
-                    v = converted::<P, O, N>(own_values[at], true);
-                } else {
-                    k = converted::<P, O, N>(keys[at], true);
-                    v = converted::<P, O, N>(values[at], true);
-                }
+            if place < 0 {
+                k = converted::<P, O, N>(own_keys[at], true);
+                v = converted::<P, O, N>(own_values[at], true);
             } else {
                 k = converted::<P, O, N>(keys[at], true);
                 v = converted::<P, O, N>(values[at], true);

@@ -54,7 +54,7 @@ pub(super) fn attention(
     let out = room(&query, shape, query.dtype);
     let buffers = Buffers { query, own, pool, table, out };
     for span in &tables.layout.long {
-        if !flash::attend(&buffers, tables, span, heads) {
+        if !flash::attend(&buffers, span, heads) {
             attend(&buffers, tables, &span.tiles, heads);
         }
     }
