@@ -62,9 +62,9 @@ impl Runner {
         std::iter::once(&mut self.main).chain(&mut self.verifier).all(Seat::makes_sense)
     }
 
-    /// Runs passes of all sizes that have kernels of their own, whose rows are not kept and, where a model
-    /// is causal and has pages for them, kept; and one row behind many keys. A request waits for a kernel
-    /// only where its pass is none of these. Then records steps of few rows, where the device is to: of a causal model those
+    /// Runs passes of all sizes that have kernels of their own, whose rows are kept (as far as the pool has
+    /// pages) and are not, and one row behind many keys. A request waits for a kernel only where its pass
+    /// is none of these. Then records steps of few rows, where the device is to: of a causal model those
     /// of up to `most_sequences`.
     pub(crate) fn warm_up(&mut self, most_rows: usize, most_sequences: usize) {
         for seat in std::iter::once(&mut self.main).chain(&mut self.verifier) {
@@ -189,10 +189,8 @@ impl Seat {
         let is_causal = self.model.attend() == Attend::Causal;
         let seen = usize::from(self.pool.pages() > 0);
         let longest = self.model.shape().max_positions.min(self.pool.pages() * PAGE_SIZE);
-        let of_sizes = sizes.iter().flat_map(|&n| {
-            let kept = is_causal.then(|| self.trial(n, seen, true)).flatten();
-            [self.trial(n, seen, false), kept].into_iter().flatten()
-        });
+        let of_sizes = sizes.iter().flat_map(|&n| [(n, false), (n, true)]);
+        let of_sizes = of_sizes.filter_map(|(n, write)| self.trial(n, seen, write));
         let one = self.trial(1, MANY_KEYS.min(longest.saturating_sub(1)), is_causal);
         let passes: Vec<RaggedRows> = of_sizes.chain(one).collect();
         for rows in &passes {
