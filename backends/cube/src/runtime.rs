@@ -35,6 +35,8 @@ pub(crate) fn keep_kernels() -> Result<(), String> {
         .create(true)
         .open(file)
         .map_err(|e| format!("no kernels can be kept in {}: {e}", file.display()))?;
+    // The runtime selects the file of its own configuration when that is set: before, not after.
+    configure();
     cubecl_environment::environment::load(file);
     Ok(())
 }
