@@ -1,5 +1,6 @@
 //! Answers are the same whether steps are launched kernel by kernel or replayed, on the device named by
 //! `DFASTLLM_TEST_DEVICE`. In a program of its own: while a pass is recorded, nothing else may be launched.
+#![cfg(any(feature = "cuda", feature = "vulkan"))]
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

@@ -54,7 +54,10 @@ fn slice<T: Stored>(tensor: &FlexTensor) -> &[T] {
 }
 
 /// Projections of `x [rows, in]` to `[rows, out]` each.
-pub(crate) fn packed_linears(x: Tensor<2>, layers: &[(&PackedLinear, Epilogue)]) -> Vec<Tensor<2>> {
+pub(crate) fn packed_linears(
+    x: Tensor<2>,
+    layers: &[(&PackedLinear, &Epilogue)],
+) -> Vec<Tensor<2>> {
     let rows = x.dims()[0];
     let x = contiguous(x);
     let beside = layers.iter().map(|(_, epilogue)| match epilogue {

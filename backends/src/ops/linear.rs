@@ -137,9 +137,9 @@ pub fn linears<const N: usize>(x: Tensor<2>, layers: [(&Linear, Epilogue); N]) -
 }
 
 /// Projections whose weights are all packed for the CPU.
-fn packed<'a>(layers: &[(&'a Linear, Epilogue)]) -> Option<Vec<(&'a PackedLinear, Epilogue)>> {
+fn packed<'a>(layers: &'a [(&Linear, Epilogue)]) -> Option<Vec<(&'a PackedLinear, &'a Epilogue)>> {
     let packed = layers.iter().map(|(layer, epilogue)| match &layer.weight {
-        Weight::Packed(packed) => Some((packed, epilogue.clone())),
+        Weight::Packed(packed) => Some((packed, epilogue)),
         Weight::Device(_) => None,
     });
     packed.collect()

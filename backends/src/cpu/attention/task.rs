@@ -33,7 +33,7 @@ pub(super) struct Task<'a, T> {
     pub(super) group: usize,
 }
 
-/// Scores of a part's keys, or their weights.
+/// Scores of a part's keys.
 type Scores = [f32; MAX_RUN];
 
 impl<T: Stored> Kernel for &Task<'_, T> {
@@ -326,6 +326,7 @@ fn score_heads<T: Stored, I: Isa>(
     (scores, key): (&mut [Scores], usize),
     (dim, each): (usize, usize),
 ) {
+    // It is less anyway; said so that no bounds are checked at every head.
     let key = key % MAX_RUN;
     for scores in scores.chunks_mut(each) {
         prefetch(isa, &values[..dim]);
