@@ -1,14 +1,16 @@
-//! Files in memory without a copy.
+//! Memory that the system maps: files without a copy, and large pages.
 
 use std::fs::File;
 use std::io;
+use std::ops::{Deref, DerefMut};
 
 use burn::tensor::{AllocationProperty, DType, TensorData};
 use bytes::Bytes;
-use memmap2::{Mmap, MmapOptions};
+use memmap2::{Mmap, MmapMut, MmapOptions};
 
 /// Maps `len` bytes from `offset` on, to be read only. Pages are read from disk as they are touched
-/// and dropped with the last handle.
+/// and dropped with the last handle; large ones, if the file system has them and the file is not yet
+/// in memory in small ones.
 ///
 /// # Errors
 /// When the file is shorter than that, or cannot be mapped.
@@ -21,7 +23,58 @@ pub fn map_file(file: &File, offset: u64, len: usize) -> io::Result<Bytes> {
     if len == 0 {
         return Ok(Bytes::new());
     }
-    Ok(Bytes::from_owner(map(file, offset, len)?))
+    let mapped = map(file, offset, len)?;
+    // Whoever reads a little of a file should not read much more of it.
+    #[cfg(target_os = "linux")]
+    if len >= LARGE {
+        // Without large pages it is slower, nothing else.
+        let _ = mapped.advise(memmap2::Advice::HugePage);
+    }
+    Ok(Bytes::from_owner(mapped))
+}
+
+/// Bytes of a large page of x86, and of what is worth a mapping of its own.
+const LARGE: usize = 2 << 20;
+
+/// Words of memory, zero at first, in large pages where the system has them: looking up small ones
+/// costs who reads gigabytes about a tenth of the time.
+#[derive(Debug)]
+pub(crate) enum WordMemory {
+    /// Some pages.
+    Mapped(MmapMut),
+    /// Less than a large page, or more than the system would map.
+    Allocated(Vec<u32>),
+}
+
+impl WordMemory {
+    pub(crate) fn zeros(len: usize) -> Self {
+        let size = len * size_of::<u32>();
+        let mapped = (size >= LARGE).then(|| MmapMut::map_anon(size).ok()).flatten();
+        let Some(mapped) = mapped else { return Self::Allocated(vec![0; len]) };
+        #[cfg(target_os = "linux")]
+        let _ = mapped.advise(memmap2::Advice::HugePage);
+        Self::Mapped(mapped)
+    }
+}
+
+impl Deref for WordMemory {
+    type Target = [u32];
+
+    fn deref(&self) -> &[u32] {
+        match self {
+            Self::Mapped(memory) => bytemuck::cast_slice(memory),
+            Self::Allocated(words) => words,
+        }
+    }
+}
+
+impl DerefMut for WordMemory {
+    fn deref_mut(&mut self) -> &mut [u32] {
+        match self {
+            Self::Mapped(memory) => bytemuck::cast_slice_mut(memory),
+            Self::Allocated(words) => words,
+        }
+    }
 }
 
 /// Numbers of `dtype`, as many as `shape` has, without a copy if they lie as the CPU wants them.
@@ -71,6 +124,17 @@ mod tests {
         for (offset, len) in [(0, 10_001), (9_999, 2), (10_001, 0), (u64::MAX, 1)] {
             let error = map_file(&file, offset, len).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{offset} {len}");
+        }
+    }
+
+    #[test]
+    fn memory_of_any_size_is_zero_and_keeps_what_is_written() {
+        for (len, is_mapped) in [(0, false), (LARGE / 4 - 1, false), (LARGE / 4, true)] {
+            let mut memory = WordMemory::zeros(len);
+            assert_eq!(matches!(memory, WordMemory::Mapped(_)), is_mapped, "{len}");
+            assert!(memory.len() == len && memory.iter().all(|&word| word == 0), "{len}");
+            memory.iter_mut().zip(1..).for_each(|(word, n)| *word = n);
+            assert!(memory.iter().zip(1..).all(|(&word, n)| word == n), "{len}");
         }
     }
 

@@ -13,6 +13,7 @@ mod isa;
 mod packed;
 mod roofline;
 mod share;
+mod softmax;
 #[cfg(test)]
 mod testing;
 mod vector;
@@ -25,7 +26,8 @@ pub use isa::{CpuPath, active_path};
 pub(crate) use packed::{BlockRows, PackedLinear};
 pub use packed::{PackedMatrix, WeightFormat};
 pub use roofline::{ReadTest, multiply_rate};
-pub(crate) use vector::{SoftmaxSums, Stored, softmax_sums};
+pub(crate) use softmax::{SoftmaxSums, softmax_sums};
+pub(crate) use vector::Stored;
 
 use burn::tensor::Device;
 

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::isa::{Isa, Kernel, active_path, dispatch};
 use super::packed::WeightFormat;
+use crate::mapping::WordMemory;
 
 /// Numbers to read (512 MiB): far more than any cache keeps.
 const READ_NUMBERS: usize = 128 << 20;
@@ -16,7 +17,7 @@ const ROUNDS: usize = 5;
 /// Reads memory with all threads, again and again.
 #[derive(Debug)]
 pub struct ReadTest {
-    numbers: Vec<f32>,
+    numbers: WordMemory,
 }
 
 impl ReadTest {
@@ -24,21 +25,25 @@ impl ReadTest {
     #[must_use]
     #[expect(clippy::new_without_default, reason = "it is no cheap default")]
     pub fn new() -> Self {
-        let mut numbers = vec![0f32; READ_NUMBERS];
+        Self::of(READ_NUMBERS)
+    }
+
+    fn of(len: usize) -> Self {
+        let mut numbers = WordMemory::zeros(len);
         // Written, because untouched pages are one and the same page of zeros.
-        numbers.par_chunks_mut(1 << 20).for_each(|chunk| chunk.fill(1.0));
+        numbers.par_chunks_mut(1 << 20).for_each(|chunk| chunk.fill(1f32.to_bits()));
         Self { numbers }
     }
 
     /// Bytes a second.
     #[must_use]
     pub fn rate(&self) -> f64 {
-        let each = self.numbers.len().div_ceil(rayon::current_num_threads());
+        let numbers: &[f32] = bytemuck::cast_slice(&self.numbers);
+        let each = numbers.len().div_ceil(rayon::current_num_threads());
         best(|| {
-            let sum: f32 =
-                self.numbers.par_chunks(each).map(|n| dispatch(active_path(), Add(n))).sum();
+            let sum: f32 = numbers.par_chunks(each).map(|n| dispatch(active_path(), Add(n))).sum();
             assert!(sum > 0.0, "sums of ones");
-            size_of_val(&self.numbers[..]) as f64
+            size_of_val(numbers) as f64
         })
     }
 }
@@ -142,7 +147,7 @@ mod tests {
     #[test]
     fn rates_are_those_of_a_machine() {
         // From an old laptop to a server of the next years, per thread and for all.
-        assert!((1e8..1e13).contains(&ReadTest { numbers: vec![1.0; 1 << 20] }.rate()));
+        assert!((1e8..1e13).contains(&ReadTest::of(1 << 20).rate()));
         for format in [WeightFormat::F32, WeightFormat::Bf16, WeightFormat::Int8] {
             assert!((1e7..1e15).contains(&multiply_rate(format)), "{format:?}");
         }

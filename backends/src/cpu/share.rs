@@ -25,8 +25,9 @@ pub(super) struct Grid {
     pub(super) tile_outs: usize,
 }
 
-/// Parts of the outputs a thread gets, so that one that is held up has fewer left.
-const PARTS_EACH: usize = 4;
+/// Parts of the outputs a thread gets, one by one: one that is held up gets fewer, and no thread waits
+/// long for the last part.
+const PARTS_EACH: usize = 8;
 
 /// A share of some results: of which, what rows and outputs, and where they go.
 type Share<'a> = (usize, Range<usize>, Range<usize>, &'a mut [f32]);
@@ -55,7 +56,7 @@ pub(super) fn share(
     let run = |(i, rows, outs, y): Share<'_>| compute(i, rows, outs, y);
     match is_serial {
         true => shares.into_iter().for_each(run),
-        false => shares.into_par_iter().for_each(run),
+        false => shares.into_par_iter().with_max_len(1).for_each(run),
     }
     for (grid, (y, apart)) in grids.iter().zip(results.iter_mut().zip(&apart)) {
         if let Some(apart) = apart {
@@ -106,7 +107,7 @@ impl Grid {
 }
 
 /// Numbers a thread should have to work on before another is woken.
-const NUMBERS_EACH: usize = 1 << 14;
+pub(super) const NUMBERS_EACH: usize = 1 << 14;
 
 /// `[rows, width]`, row by row: `compute` gets a range of rows and where they go.
 pub(super) fn share_rows(

@@ -3,7 +3,7 @@
 use burn::tensor::Element;
 use half::{bf16, f16};
 
-use super::isa::{Isa, Kernel, active_path, dispatch, madd};
+use super::isa::{Isa, madd};
 use super::packed::rounded;
 
 /// A stored number that widens to f32 exactly.
@@ -121,6 +121,10 @@ fn by_lane<I: Isa>(isa: I, v: I::V, f: impl Fn(f32) -> f32) -> I::V {
     isa.load(&lanes)
 }
 
+/// Adding it rounds a number of at most 2^22 to the nearest integer, ties to even, in the lowest bits;
+/// subtracting it again gives that as a number.
+pub(super) const ROUND: f32 = 12_582_912.0;
+
 /// `exp(x)` to about one unit in the last place; 0 below -87, without branches.
 ///
 /// Cody-Waite reduction by ln 2 and the Taylor polynomial of degree 6, which is enough on
@@ -129,8 +133,6 @@ fn by_lane<I: Isa>(isa: I, v: I::V, f: impl Fn(f32) -> f32) -> I::V {
 pub(crate) fn exp<I: Isa>(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    /// Adding and subtracting it rounds to the nearest integer.
-    const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.0, 88.0);
     let shifted = madd::<I>(clamped, std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
@@ -149,89 +151,11 @@ pub(crate) fn exp<I: Isa>(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { p * scale }
 }
 
-/// What the softmax of a row is made of.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct SoftmaxSums {
-    /// Index of the largest value, the lowest one at a tie.
-    pub(crate) argmax: usize,
-    /// The largest value.
-    pub(crate) max: f32,
-    /// The largest value anywhere else (`-inf` if there is none).
-    pub(crate) second: f32,
-    /// Sum of `exp(x - max)`.
-    pub(crate) sum: f64,
-    /// Sum of `exp(x - max) * (x - max)`, zero where `exp` is.
-    pub(crate) weighted: f64,
-}
-
-/// Reads a row of logits twice: once for its maximum, once for the sums.
-///
-/// Exponentials are f32, sums f64: near certainty `sum - 1` keeps the relative precision of a
-/// single exponential, so two nearly certain rows are still ordered.
-pub(crate) fn softmax_sums(row: &[f32]) -> SoftmaxSums {
-    dispatch(active_path(), SumsKernel(row))
-}
-
-/// Lanes of the sums.
-const SUM_LANES: usize = 16;
-
-struct SumsKernel<'a>(&'a [f32]);
-
-impl Kernel for SumsKernel<'_> {
-    type Output = SoftmaxSums;
-
-    #[inline(always)]
-    fn run<I: Isa>(self, _: I) -> SoftmaxSums {
-        let row = self.0;
-        let max = maximum(row);
-        let argmax = row.iter().position(|&x| x == max).unwrap_or(0);
-        let second = maximum(&row[..argmax]).max(maximum(row.get(argmax + 1..).unwrap_or(&[])));
-        let (mut sums, mut weighted) = ([0f64; SUM_LANES], [0f64; SUM_LANES]);
-        let (chunks, tail) = row.as_chunks::<SUM_LANES>();
-        for chunk in chunks {
-            add_exponentials::<I>(chunk, max, &mut sums, &mut weighted);
-        }
-        let mut last = [f32::NEG_INFINITY; SUM_LANES];
-        last[..tail.len()].copy_from_slice(tail);
-        add_exponentials::<I>(&last, max, &mut sums, &mut weighted);
-        let (sum, weighted) = (sums.iter().sum(), weighted.iter().sum());
-        SoftmaxSums { argmax, max, second, sum, weighted }
-    }
-}
-
-#[inline(always)]
-fn add_exponentials<I: Isa>(
-    chunk: &[f32; SUM_LANES],
-    max: f32,
-    sums: &mut [f64; SUM_LANES],
-    weighted: &mut [f64; SUM_LANES],
-) {
-    for lane in 0..SUM_LANES {
-        let shifted = chunk[lane] - max;
-        let e = exp::<I>(shifted);
-        sums[lane] += f64::from(e);
-        // `0 * -inf` would be NaN; `exp` is 0 exactly where clamping changes nothing.
-        weighted[lane] += f64::from(e) * f64::from(shifted.max(-88.0));
-    }
-}
-
-#[inline(always)]
-fn maximum(row: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; SUM_LANES];
-    let (chunks, tail) = row.as_chunks::<SUM_LANES>();
-    for chunk in chunks {
-        for lane in 0..SUM_LANES {
-            // Not `f32::max`: this form is one instruction, and a NaN shows up in the sums.
-            lanes[lane] = if chunk[lane] > lanes[lane] { chunk[lane] } else { lanes[lane] };
-        }
-    }
-    tail.iter().chain(&lanes).copied().fold(f32::NEG_INFINITY, f32::max)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::cpu::CpuPath;
+    use crate::cpu::isa::{Kernel, dispatch};
 
     struct Exp(f32);
     impl Kernel for Exp {
@@ -254,20 +178,5 @@ mod tests {
             assert_eq!(dispatch(path, Exp(f32::NEG_INFINITY)), 0.0);
             assert!(dispatch(path, Exp(f32::NAN)).is_nan());
         }
-    }
-
-    #[test]
-    fn sums_match_f64_and_ties_take_the_lowest_index() {
-        for n in [1, 2, 15, 16, 17, 100, 1024] {
-            let row: Vec<f32> = (0..n).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
-            let got = softmax_sums(&row);
-            let max = row.iter().copied().fold(f32::MIN, f32::max);
-            let sum: f64 = row.iter().map(|x| f64::from(x - max).exp()).sum();
-            assert_eq!(got.argmax, row.iter().position(|&x| x == max).unwrap());
-            assert!((got.sum / sum - 1.0).abs() < 1e-6, "{n}: {got:?} {sum}");
-        }
-        let tie = softmax_sums(&[1.0, 3.0, 3.0, f32::NEG_INFINITY]);
-        assert_eq!((tie.argmax, tie.second), (1, 3.0));
-        assert!(softmax_sums(&[1.0, f32::NAN]).sum.is_nan());
     }
 }

@@ -149,13 +149,6 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn store_words(self, w: __m256i, to: &mut [u32]) {
-        let to = &mut to[..Self::LANES];
-        // SAFETY: see above; 8 words are writable.
-        unsafe { to.as_mut_ptr().cast::<__m256i>().write_unaligned(w) }
-    }
-
-    #[inline(always)]
     fn splat_word(self, word: i32) -> __m256i {
         // SAFETY: see above.
         unsafe { _mm256_set1_epi32(word) }

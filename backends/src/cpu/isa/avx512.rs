@@ -147,13 +147,6 @@ impl<const DOT: bool> Isa for Avx512<DOT> {
     }
 
     #[inline(always)]
-    fn store_words(self, w: __m512i, to: &mut [u32]) {
-        let to = &mut to[..LANES];
-        // SAFETY: see above; 16 words are writable.
-        unsafe { to.as_mut_ptr().cast::<__m512i>().write_unaligned(w) }
-    }
-
-    #[inline(always)]
     fn splat_word(self, word: i32) -> __m512i {
         // SAFETY: see above.
         unsafe { _mm512_set1_epi32(word) }

@@ -72,8 +72,6 @@ pub(crate) trait Isa: Copy + Send + Sync {
     fn load_f16(self, from: &[f16]) -> Self::V;
     /// The first `LANES` words of a slice at least that long.
     fn load_words(self, from: &[u32]) -> Self::W;
-    /// Writes the first `LANES` words of a slice at least that long.
-    fn store_words(self, w: Self::W, to: &mut [u32]);
     /// One word in all lanes.
     fn splat_word(self, word: i32) -> Self::W;
     /// Adds to each lane the products of its two bf16 with those of `x`, the lower ones first where

@@ -146,13 +146,6 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     }
 
     #[inline(always)]
-    fn store_words(self, w: uint32x4x2_t, to: &mut [u32]) {
-        let to = &mut to[..LANES];
-        // SAFETY: see above; 8 words are writable.
-        unsafe { to.as_mut_ptr().cast::<uint32x4x2_t>().write_unaligned(w) }
-    }
-
-    #[inline(always)]
     fn splat_word(self, word: i32) -> uint32x4x2_t {
         // SAFETY: see above.
         let four = unsafe { vdupq_n_u32(word as u32) };

@@ -111,11 +111,6 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn store_words(self, w: Self::W, to: &mut [u32]) {
-        to[..8].copy_from_slice(&w);
-    }
-
-    #[inline(always)]
     fn splat_word(self, word: i32) -> Self::W {
         [word as u32; 8]
     }

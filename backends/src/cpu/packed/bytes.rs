@@ -6,11 +6,14 @@ use rayon::prelude::*;
 
 use super::super::buffers::Buffer;
 use super::super::isa::{CpuPath, Isa, Kernel, dispatch};
+use super::super::share::NUMBERS_EACH;
+use super::super::vector::ROUND;
 use super::pack::{GROUP, SCALE_WORDS};
 use super::{AHEAD, BLOCK, PANEL, PackedMatrix, Target, Tiles, WeightFormat};
 
-/// Rows that share what is loaded of a panel, where there are registers for it.
-const TILE_ROWS: usize = 6;
+/// Rows that share what is loaded of a panel, where there are registers for their integers, and whose
+/// activations lie side by side.
+const TILE_ROWS: usize = 8;
 /// Words of one row's block of activations: four signed bytes in each.
 const ROW_WORDS: usize = BLOCK / GROUP;
 /// Words of a cache line.
@@ -24,7 +27,8 @@ const OFFSET: usize = ROW_WORDS + 1;
 
 /// Activations in blocks of 32 bytes.
 pub(super) struct Quantised {
-    /// `[rows, blocks, X_WORDS]`
+    /// Tiles `[blocks, TILE_ROWS, X_WORDS]`, the last of as many rows as are left: what a tile reads is
+    /// one stream.
     words: Buffer,
     /// Blocks of a row.
     len: usize,
@@ -36,19 +40,26 @@ impl Quantised {
         let zero = if format == WeightFormat::Int4 { Nibbles::ZERO } else { Bytes::ZERO };
         let (rows, len) = (x.len() / k, k.div_ceil(BLOCK));
         let mut words = Buffer::new(rows * len * X_WORDS);
-        words
-            .words_mut()
-            .par_chunks_mut(len * X_WORDS)
-            .zip(x.par_chunks(k))
-            .with_min_len(16)
-            .for_each(|(words, x)| dispatch(path, Quantise { words, x, zero }));
+        let tiles = words.words_mut().par_chunks_mut(TILE_ROWS * len * X_WORDS);
+        tiles.zip(x.par_chunks(TILE_ROWS * k)).for_each(|(words, x)| {
+            let rows = x.len() / k;
+            let each = NUMBERS_EACH.div_ceil(rows * BLOCK);
+            words.par_chunks_mut(each * rows * X_WORDS).enumerate().for_each(|(i, words)| {
+                dispatch(path, Quantise { words, x, k, first: i * each, zero });
+            });
+        });
         Self { words, len }
     }
 }
 
+/// Some blocks of a tile's rows.
 struct Quantise<'a> {
+    /// `[blocks, rows, X_WORDS]`, from block `first` on.
     words: &'a mut [u32],
+    /// `[rows, k]`
     x: &'a [f32],
+    k: usize,
+    first: usize,
     zero: i32,
 }
 
@@ -57,31 +68,45 @@ impl Kernel for Quantise<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        for (words, x) in
-            self.words.as_chunks_mut::<X_WORDS>().0.iter_mut().zip(self.x.chunks(BLOCK))
-        {
-            let mut values = [0f32; BLOCK];
-            values[..x.len()].copy_from_slice(x);
-            let (mut largest, mut invalid) = (0f32, 0f32);
-            for value in values {
-                largest = if value.abs() > largest { value.abs() } else { largest };
-                // NaN for NaN and infinity, which have no place among bytes.
-                invalid += value * 0.0;
+        let rows = self.x.len() / self.k;
+        for (row, x) in self.x.chunks(self.k).enumerate() {
+            let blocks = x.chunks(BLOCK).skip(self.first);
+            let words = self.words.as_chunks_mut::<X_WORDS>().0.iter_mut();
+            for (words, x) in words.skip(row).step_by(rows).zip(blocks) {
+                quantise(x, self.zero, words);
             }
-            let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-            let mut bytes = [0i8; BLOCK];
-            let mut sum = 0;
-            for (byte, value) in bytes.iter_mut().zip(values) {
-                *byte = (value * inverse).round_ties_even() as i8;
-                sum += i32::from(*byte);
-            }
-            for (word, four) in words.iter_mut().zip(bytes.as_chunks::<GROUP>().0) {
-                *word = u32::from_le_bytes(four.map(|byte| byte as u8));
-            }
-            words[SCALE] = (largest / 127.0 + invalid).to_bits();
-            words[OFFSET] = (-self.zero * sum).cast_unsigned();
         }
     }
+}
+
+/// At most a block.
+#[inline(always)]
+fn quantise(x: &[f32], zero: i32, words: &mut [u32; X_WORDS]) {
+    let mut values = [0f32; BLOCK];
+    match x.first_chunk() {
+        Some(whole) => values = *whole,
+        None => values[..x.len()].copy_from_slice(x),
+    }
+    // Magnitudes are ordered as their bits are, NaN last.
+    let mut largest = 0;
+    for value in values {
+        largest = value.abs().to_bits().max(largest);
+    }
+    let largest = f32::from_bits(largest);
+    let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
+    let mut bytes = [0i8; BLOCK];
+    let mut sum = 0;
+    for (byte, value) in bytes.iter_mut().zip(values) {
+        // The lowest byte of what is rounded so is the integer, ties to even.
+        *byte = (value * inverse + ROUND).to_bits() as i8;
+        sum += i32::from(*byte);
+    }
+    for (word, four) in words.iter_mut().zip(bytes.as_chunks::<GROUP>().0) {
+        *word = u32::from_le_bytes([four[0] as u8, four[1] as u8, four[2] as u8, four[3] as u8]);
+    }
+    // NaN for NaN and infinity, which have no place among bytes.
+    words[SCALE] = (largest / 127.0 + 0.0 * largest).to_bits();
+    words[OFFSET] = (-zero * sum).cast_unsigned();
 }
 
 /// A matrix and rows to multiply it with.
@@ -89,7 +114,7 @@ impl Kernel for Quantise<'_> {
 pub(super) struct ByteTiles<'a> {
     /// `[panels, blocks]` of words and scales.
     weights: &'a [u32],
-    /// `[rows, blocks]`
+    /// As in [`Quantised`].
     x: &'a [[u32; X_WORDS]],
     len: usize,
     is_nibbles: bool,
@@ -104,10 +129,13 @@ impl<'a> ByteTiles<'a> {
 }
 
 impl Tiles for ByteTiles<'_> {
+    const TILE_ROWS: usize = TILE_ROWS;
+
     fn rows(&self) -> usize {
         self.x.len() / self.len
     }
 
+    /// Whole tiles, and the last.
     fn with_rows(self, from: usize, to: usize) -> Self {
         Self { x: &self.x[from * self.len..to * self.len], ..self }
     }
@@ -165,20 +193,6 @@ impl Layout for Nibbles {
     }
 }
 
-/// What is left of [`Nibbles`] once they are spread to bytes.
-struct Spread;
-
-impl Layout for Spread {
-    const GROUPS: usize = 1;
-
-    #[inline(always)]
-    fn groups<I: Isa>(_: I, words: I::W) -> [I::W; 2] {
-        [words; 2]
-    }
-}
-
-/// Words of a block whose weights are bytes.
-const BYTES_BLOCK: usize = ROW_WORDS * PANEL + SCALE_WORDS;
 /// Blocks that the tiles of several rows go through in turn: they stay in the nearest cache.
 const CHUNK: usize = 8;
 /// Rows whose sums are kept meanwhile.
@@ -194,56 +208,23 @@ fn panel_of<I: Isa, L: Layout>(
     let stride = ROW_WORDS / L::GROUPS * PANEL + SCALE_WORDS;
     let weights = &tiles.weights[panel * tiles.len * stride..][..tiles.len * stride];
     let (first, rows) = (panel * PANEL, tiles.rows());
-    if tile_rows::<I>(rows) == rows {
+    if rows <= TILE_ROWS {
         let mut sums = [0f32; TILE_ROWS * PANEL];
-        blocks::<I, L>(isa, tiles, (0, weights, &[]), &mut sums);
+        blocks::<I, L>(isa, tiles, (0, weights, weights), &mut sums);
         put(isa, &sums, (0, rows, first), target);
         return;
     }
-    let mut bytes = [0u32; CHUNK * BYTES_BLOCK];
-    let mut row = 0;
-    while row < rows {
+    for row in (0..rows).step_by(ROWS_TOGETHER) {
         let together = (rows - row).min(ROWS_TOGETHER);
-        let group = tiles.with_rows(row, row + together);
+        let some = tiles.with_rows(row, row + together);
         let mut sums = [0f32; ROWS_TOGETHER * PANEL];
-        let mut block = 0;
-        while block < tiles.len {
-            let count = (tiles.len - block).min(CHUNK);
-            let packed = &weights[block * stride..(block + count) * stride];
+        for block in (0..tiles.len).step_by(CHUNK) {
+            let chunk = &weights[block * stride..(block + CHUNK).min(tiles.len) * stride];
             // The memory is asked for what comes next by the first rows only.
-            let upcoming = if row == 0 { packed } else { &[] };
-            if L::GROUPS == 1 {
-                blocks::<I, L>(isa, group, (block, packed, upcoming), &mut sums);
-            } else {
-                spread_bytes::<I, L>(isa, packed, &mut bytes);
-                let bytes = &bytes[..count * BYTES_BLOCK];
-                blocks::<I, Spread>(isa, group, (block, bytes, upcoming), &mut sums);
-            }
-            block += count;
+            let upcoming = if row == 0 { chunk } else { &[] };
+            blocks::<I, L>(isa, some, (block, chunk, upcoming), &mut sums);
         }
         put(isa, &sums, (row, together, first), target);
-        row += together;
-    }
-}
-
-/// Spreads blocks of nibbles to blocks of bytes; their scales are copied.
-#[inline(always)]
-fn spread_bytes<I: Isa, L: Layout>(isa: I, packed: &[u32], bytes: &mut [u32]) {
-    let words = ROW_WORDS / L::GROUPS * PANEL;
-    let packed = packed.chunks_exact(words + SCALE_WORDS);
-    for (from, to) in packed.zip(bytes.chunks_exact_mut(BYTES_BLOCK)) {
-        for word in 0..ROW_WORDS / L::GROUPS {
-            let mut lane = 0;
-            while lane < PANEL {
-                let groups = L::groups(isa, isa.load_words(&from[word * PANEL + lane..]));
-                for (group, bytes) in groups.into_iter().enumerate().take(L::GROUPS) {
-                    let at = (word * L::GROUPS + group) * PANEL + lane;
-                    isa.store_words(bytes, &mut to[at..]);
-                }
-                lane += I::LANES;
-            }
-        }
-        to[ROW_WORDS * PANEL..].copy_from_slice(&from[words..]);
     }
 }
 
@@ -279,11 +260,16 @@ fn blocks<I: Isa, L: Layout>(
     while lane < PANEL {
         let mut row = 0;
         while row < rows {
-            let upcoming = if row == 0 && lane == 0 { upcoming } else { &[] };
+            let together = tile_rows::<I>(row, rows);
+            // Every tile asks for its share: the memory has as much to do all the time.
+            let share = [row, row + together].map(|row| upcoming.len() * row / rows);
+            let upcoming = if lane == 0 { &upcoming[share[0]..share[1]] } else { &[] };
             let part = Part { first, weights, upcoming, row, lane };
-            let together = tile_rows::<I>(rows - row);
             match together {
-                TILE_ROWS => tile::<I, L, TILE_ROWS>(isa, tiles, part, sums),
+                8 => tile::<I, L, 8>(isa, tiles, part, sums),
+                7 => tile::<I, L, 7>(isa, tiles, part, sums),
+                6 => tile::<I, L, 6>(isa, tiles, part, sums),
+                5 => tile::<I, L, 5>(isa, tiles, part, sums),
                 4 => tile::<I, L, 4>(isa, tiles, part, sums),
                 3 => tile::<I, L, 3>(isa, tiles, part, sums),
                 2 => tile::<I, L, 2>(isa, tiles, part, sums),
@@ -295,15 +281,11 @@ fn blocks<I: Isa, L: Layout>(
     }
 }
 
-/// How many of these rows the next tile takes: rather twice four than six and two, of which the latter
-/// would load as much for fewer.
+/// Rows of the next tile, of all from its first one on.
 #[inline(always)]
-fn tile_rows<I: Isa>(rows: usize) -> usize {
-    match rows {
-        4 | 7 | 8 if I::LANES >= 16 => 4,
-        TILE_ROWS.. if I::LANES >= 16 => TILE_ROWS,
-        _ => rows.min(3),
-    }
+fn tile_rows<I: Isa>(row: usize, rows: usize) -> usize {
+    let left = (rows - row).min(TILE_ROWS - row % TILE_ROWS);
+    if I::LANES >= 16 { left } else { left.min(3) }
 }
 
 /// Some blocks of a panel, two vectors of its outputs, and the first of some rows.
@@ -326,16 +308,14 @@ fn tile<I: Isa, L: Layout, const R: usize>(
 ) {
     let words = ROW_WORDS / L::GROUPS * PANEL;
     let count = weights.len() / (words + SCALE_WORDS);
-    let mut x: [&[[u32; X_WORDS]]; R] = [&[]; R];
+    let (tile_first, in_tile) = (row / TILE_ROWS * TILE_ROWS, row % TILE_ROWS);
+    let aside = (tiles.rows() - tile_first).min(TILE_ROWS);
+    let x = &tiles.x[tile_first * tiles.len + first * aside..][..count * aside];
     let mut sums = [[isa.zero(); 2]; R];
     for r in 0..R {
-        let from = (row + r) * tiles.len + first;
-        x[r] = &tiles.x[from..][..count];
         let to = &to[(row + r) * PANEL + lane..];
         sums[r] = [isa.load(to), isa.load(&to[I::LANES..])];
     }
-    // One row waits for the memory; more have enough to do meanwhile.
-    let is_only_row = R == 1 && tiles.rows() == 1;
     let upcoming_words = upcoming.len() / count;
     for block in 0..count {
         let mut word = 0;
@@ -343,24 +323,21 @@ fn tile<I: Isa, L: Layout, const R: usize>(
             isa.prefetch_once(&upcoming[block * upcoming_words + word..], AHEAD);
             word += WORDS_OF_LINE;
         }
+        let x = &x[block * aside + in_tile..][..R];
         let weights = &weights[block * (words + SCALE_WORDS)..][..words + SCALE_WORDS];
         let mut dots = [[isa.splat_word(0); 2]; R];
         for r in 0..R {
-            dots[r] = [isa.splat_word(x[r][block][OFFSET].cast_signed()); 2];
+            dots[r] = [isa.splat_word(x[r][OFFSET].cast_signed()); 2];
         }
         for word in 0..ROW_WORDS / L::GROUPS {
             let at = &weights[word * PANEL + lane..];
-            if is_only_row {
-                isa.prefetch_once(at, AHEAD);
-                isa.prefetch_once(at, AHEAD + I::LANES);
-            }
             let w = [
                 L::groups(isa, isa.load_words(at)),
                 L::groups(isa, isa.load_words(&at[I::LANES..])),
             ];
             for group in 0..L::GROUPS {
                 for r in 0..R {
-                    let x = x[r][block][word * L::GROUPS + group];
+                    let x = x[r][word * L::GROUPS + group];
                     dots[r][0] = isa.dot_bytes(dots[r][0], w[0][group], x);
                     dots[r][1] = isa.dot_bytes(dots[r][1], w[1][group], x);
                 }
@@ -369,7 +346,7 @@ fn tile<I: Isa, L: Layout, const R: usize>(
         let scales: &[f16] = bytemuck::cast_slice(&weights[words..]);
         let scales = [isa.load_f16(&scales[lane..]), isa.load_f16(&scales[lane + I::LANES..])];
         for r in 0..R {
-            let of_row = isa.splat(f32::from_bits(x[r][block][SCALE]));
+            let of_row = isa.splat(f32::from_bits(x[r][SCALE]));
             for half in 0..2 {
                 let scale = isa.mul(scales[half], of_row);
                 sums[r][half] = isa.madd(isa.to_f32(dots[r][half]), scale, sums[r][half]);

@@ -5,11 +5,12 @@ use rayon::prelude::*;
 
 use super::super::buffers::Buffer;
 use super::super::isa::{CpuPath, Isa, Kernel, dispatch};
+use super::super::share::NUMBERS_EACH;
 use super::super::vector::Stored;
 use super::{AHEAD, PANEL, PackedMatrix, Target, Tiles};
 
 /// Rows that share what is loaded of a panel, where there are registers for it.
-pub(super) const TILE_ROWS: usize = 12;
+const TILE_ROWS: usize = 12;
 
 /// How weights lie in a panel and what they are multiplied with.
 pub(super) trait Step: Copy + Sync {
@@ -69,9 +70,11 @@ pub(super) fn pairs(path: CpuPath, x: &[f32], k: usize) -> Buffer {
     let len = k.div_ceil(2);
     let mut pairs = Buffer::new(x.len() / k * len);
     let words = pairs.words_mut();
-    words.par_chunks_mut(len).zip(x.par_chunks(k)).with_min_len(16).for_each(|(words, x)| {
-        dispatch(path, Round { words, x });
-    });
+    words
+        .par_chunks_mut(len)
+        .zip(x.par_chunks(k))
+        .with_min_len(NUMBERS_EACH.div_ceil(k))
+        .for_each(|(words, x)| dispatch(path, Round { words, x }));
     pairs
 }
 
@@ -120,6 +123,8 @@ impl<'a, S: Step> Columns<'a, S> {
 }
 
 impl<S: Step> Tiles for Columns<'_, S> {
+    const TILE_ROWS: usize = TILE_ROWS;
+
     fn rows(&self) -> usize {
         self.x.len() / self.steps
     }
@@ -137,26 +142,37 @@ impl<S: Step> Tiles for Columns<'_, S> {
         let mut lane = 0;
         while lane < PANEL {
             let mut row = 0;
-            while I::LANES >= 16 && row + TILE_ROWS <= rows {
-                tile::<I, S, TILE_ROWS>(isa, self, weights, (row, first, lane), target);
-                row += TILE_ROWS;
-            }
-            while I::LANES >= 16 && row + 8 <= rows {
-                tile::<I, S, 8>(isa, self, weights, (row, first, lane), target);
-                row += 8;
-            }
-            while row + 4 <= rows {
-                tile::<I, S, 4>(isa, self, weights, (row, first, lane), target);
-                row += 4;
-            }
-            match rows - row {
-                3 => tile::<I, S, 3>(isa, self, weights, (row, first, lane), target),
-                2 => tile::<I, S, 2>(isa, self, weights, (row, first, lane), target),
-                1 => tile::<I, S, 1>(isa, self, weights, (row, first, lane), target),
-                _ => {}
+            while row < rows {
+                let together = tile_rows::<I>(rows - row);
+                let at = (row, first, lane);
+                match together {
+                    TILE_ROWS => tile::<I, S, TILE_ROWS>(isa, self, weights, at, target),
+                    10 => tile::<I, S, 10>(isa, self, weights, at, target),
+                    8 => tile::<I, S, 8>(isa, self, weights, at, target),
+                    7 => tile::<I, S, 7>(isa, self, weights, at, target),
+                    6 => tile::<I, S, 6>(isa, self, weights, at, target),
+                    5 => tile::<I, S, 5>(isa, self, weights, at, target),
+                    4 => tile::<I, S, 4>(isa, self, weights, at, target),
+                    3 => tile::<I, S, 3>(isa, self, weights, at, target),
+                    2 => tile::<I, S, 2>(isa, self, weights, at, target),
+                    _ => tile::<I, S, 1>(isa, self, weights, at, target),
+                }
+                row += together;
             }
             lane += 2 * I::LANES;
         }
+    }
+}
+
+/// Rows of the next tile, of those that are left.
+#[inline(always)]
+fn tile_rows<I: Isa>(rows: usize) -> usize {
+    match rows {
+        _ if I::LANES < 16 => rows.min(4),
+        TILE_ROWS.. => TILE_ROWS,
+        11 => 10,
+        9 => 8,
+        _ => rows,
     }
 }
 

@@ -191,6 +191,9 @@ impl<'a> Target<'a> {
 
 /// Products of some panels with some rows.
 trait Tiles: Copy + Sync {
+    /// Rows that are computed together.
+    const TILE_ROWS: usize;
+
     /// Rows it has activations of.
     fn rows(&self) -> usize;
     /// The same with these rows only.
@@ -260,7 +263,7 @@ fn spread<'a, T: Tiles>(
         outs: product.matrix.outs(),
         k: product.matrix.k(),
         split_rows: SPLIT_ROWS,
-        tile_rows: columns::TILE_ROWS,
+        tile_rows: T::TILE_ROWS,
         tile_outs: PANEL,
     };
     let grids: Vec<Grid> = products.iter().zip(&tiles).map(grid).collect();

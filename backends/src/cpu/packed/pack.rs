@@ -5,8 +5,9 @@ use bytes::Bytes;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::super::vector::Stored;
+use super::super::vector::{ROUND, Stored};
 use super::{BLOCK, PANEL, WeightFormat, rounded};
+use crate::mapping::WordMemory;
 
 /// Weights of one output in a word of bytes.
 pub(super) const GROUP: usize = 4;
@@ -24,7 +25,7 @@ pub struct PackedMatrix {
 
 #[derive(Debug)]
 enum Words {
-    Packed(Vec<u32>),
+    Packed(WordMemory),
     /// Of a file; aligned.
     Mapped(Bytes),
 }
@@ -63,7 +64,11 @@ impl PackedMatrix {
         }
         let words = match bytemuck::try_cast_slice::<u8, u32>(&bytes) {
             Ok(_) => Words::Mapped(bytes),
-            Err(_) => Words::Packed(bytemuck::pod_collect_to_vec(&bytes)),
+            Err(_) => {
+                let mut words = WordMemory::zeros(bytes.len() / size_of::<u32>());
+                bytemuck::cast_slice_mut(&mut words).copy_from_slice(&bytes);
+                Words::Packed(words)
+            }
         };
         Some(Self { format, outs, k, words })
     }
@@ -86,7 +91,7 @@ impl PackedMatrix {
         (outs, k): (usize, usize),
         row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
-        let mut words = vec![0u32; outs.div_ceil(PANEL) * panel_words(format, k)];
+        let mut words = WordMemory::zeros(outs.div_ceil(PANEL) * panel_words(format, k));
         words.par_chunks_mut(panel_words(format, k)).enumerate().for_each(|(panel, words)| {
             let mut values = vec![0f32; k.next_multiple_of(BLOCK)];
             for lane in 0..PANEL.min(outs - panel * PANEL) {
@@ -181,10 +186,9 @@ fn pack_nibbles(values: &[f32], lane: usize, words: &mut [u32]) {
     }
 }
 
-/// `value / scale` to the nearest integer, ties to even; 0 for a scale of 0.
+/// `value / scale` to the nearest integer, ties to even; 0 for a scale of 0. Without a call where the
+/// target has no instruction that rounds.
 fn quotient(value: f32, scale: f32) -> f32 {
-    /// Adding and subtracting it rounds, without a call where the target has no instruction for it.
-    const ROUND: f32 = 12_582_912.0;
     if scale == 0.0 { 0.0 } else { value / scale + ROUND - ROUND }
 }
 

@@ -145,7 +145,7 @@ fn a_row_is_bitwise_the_same_alone_and_in_a_batch() {
                     "{path} {format:?} row {row}"
                 );
             }
-            for count in [2, 4, 5, 7, 8, 9, 11, 30] {
+            for count in [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 30] {
                 let some = product(path, &matrix, &x[..count * k]);
                 assert_eq!(some[..], all[..count * outs], "{path} {format:?} {count} rows");
             }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use dfastllm_backends::{
     DType, Device, DeviceProvider, DeviceSpec, PAGE_SIZE, RaggedRows, ReadTest, SpanRequest,
-    Tensor, multiply_rate, open_device,
+    Tensor, multiply_rate, open_device, run_on,
 };
 use dfastllm_models::ops::{RowParams, score_rows, select_rows};
 use dfastllm_models::{KvPool, LoadedModel, Tap, load};
@@ -59,12 +59,15 @@ pub(super) fn run(
     let mut report = Report::new(args.json);
     let mut passes = Passes::new(&loaded, &device.device, (context, longest))?;
     for rows in rows {
-        let read = limits.read.rate();
-        let samples = (0..args.passes.unwrap_or(PASSES))
-            .map(|_| passes.sample(rows))
-            .collect::<Result<Vec<_>, _>>()?;
-        let level = Level { rows, context, hidden: passes.hidden, samples };
-        report.row(&columns(&loaded, &limits, read, &level))?;
+        let mut level = Level { rows, context, hidden: 0, timed: Vec::new() };
+        for _ in 0..args.passes.unwrap_or(PASSES) {
+            let before = limits.read.rate();
+            // As the engine computes: on a thread of the pool.
+            let sample = run_on(&device.device, || passes.sample(rows))?;
+            level.timed.push((sample, (before + limits.read.rate()) / 2.0));
+        }
+        level.hidden = passes.hidden;
+        report.row(&columns(&loaded, &limits, &level))?;
     }
     Ok(())
 }
@@ -85,25 +88,24 @@ struct Level {
     context: usize,
     /// Features of a row.
     hidden: usize,
-    samples: Vec<Sample>,
+    /// Each with bytes a second of plain reads just before and just after, because the memory of rented
+    /// machines is twice as fast in one second as in another.
+    timed: Vec<(Sample, f64)>,
 }
 
 impl Level {
-    /// Median of a figure of the samples, in milliseconds.
-    fn median_ms(&self, of: impl Fn(&Sample) -> f64) -> f64 {
-        let mut values: Vec<f64> = self.samples.iter().map(of).collect();
-        1e3 * quantile(&mut values, 0.5)
+    /// Median of a figure of the passes and the plain reads beside them.
+    fn median(&self, of: impl Fn(&Sample, f64) -> f64) -> f64 {
+        let mut values: Vec<f64> =
+            self.timed.iter().map(|(sample, read)| of(sample, *read)).collect();
+        quantile(&mut values, 0.5)
     }
 }
 
-fn columns(
-    loaded: &LoadedModel,
-    limits: &Limits,
-    read: f64,
-    level: &Level,
-) -> Vec<(&'static str, Value)> {
+fn columns(loaded: &LoadedModel, limits: &Limits, level: &Level) -> Vec<(&'static str, Value)> {
     let (shape, rows) = (loaded.model.shape(), level.rows as f64);
-    let seconds = level.median_ms(|sample| sample.iter().sum()) / 1e3;
+    let took = |sample: &Sample| sample.iter().sum::<f64>();
+    let seconds = level.median(|sample, _| took(sample));
     let cached = level.context + level.rows;
     let cache = 2 * shape.layers * shape.kv_width * cached * loaded.precision.kv.size();
     let bytes = loaded.projections.bytes as f64 + cache as f64;
@@ -117,12 +119,12 @@ fn columns(
         ("pass_ms", json!(1e3 * seconds)),
     ];
     for (part, (_, name)) in PARTS.iter().enumerate() {
-        columns.push((name, json!(level.median_ms(|sample| sample[part]))));
+        columns.push((name, json!(1e3 * level.median(|sample, _| sample[part]))));
     }
     columns.extend([
         ("read_GB_s", json!(bytes / seconds / 1e9)),
-        ("of_GB_s", json!(read / 1e9)),
-        ("read_%", json!(100.0 * bytes / seconds / read)),
+        ("of_GB_s", json!(level.median(|_, read| read) / 1e9)),
+        ("read_%", json!(100.0 * level.median(|sample, read| bytes / took(sample) / read))),
         ("GFLOP_s", json!(operations / seconds / 1e9)),
         ("of_GFLOP_s", json!(limits.multiply / 1e9)),
         ("multiply_%", json!(100.0 * operations / seconds / limits.multiply)),
