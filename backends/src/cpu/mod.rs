@@ -6,6 +6,7 @@
 //! result is bitwise the same alone and in any batch.
 
 mod attention;
+mod awake;
 mod buffers;
 mod elementwise;
 mod flex;
@@ -46,10 +47,10 @@ pub fn configure_threads(threads: usize) -> Result<(), DeviceError> {
 }
 
 /// Runs a computation where its kernels run: for the CPU on one of the worker threads, which then
-/// computes a share of every operation instead of waking others and waiting for them; for any
-/// other device on the calling thread.
+/// computes a share of every operation instead of waking others and waiting for them, while the others
+/// look for theirs; for any other device on the calling thread.
 pub fn run_on<R: Send>(device: &Device, compute: impl FnOnce() -> R + Send) -> R {
-    if is_flex(device) { rayon::scope(|_| compute()) } else { compute() }
+    if is_flex(device) { awake::run(compute) } else { compute() }
 }
 
 /// Physical cores of this machine: the default number of threads.
