@@ -9,28 +9,35 @@ use bytes::Bytes;
 use memmap2::{Mmap, MmapMut, MmapOptions};
 
 /// Maps `len` bytes from `offset` on, to be read only. Pages are read from disk as they are touched
-/// and dropped with the last handle; large ones, if the file system has them and the file is not yet
-/// in memory in small ones.
+/// and dropped with the last handle.
 ///
 /// # Errors
 /// When the file is shorter than that, or cannot be mapped.
 pub fn map_file(file: &File, offset: u64, len: usize) -> io::Result<Bytes> {
+    Ok(mapped(file, offset, len)?.map_or_else(Bytes::new, Bytes::from_owner))
+}
+
+/// The same for what is read whole, and often: in large pages, if the file system has them and the file
+/// is not yet in memory in small ones.
+///
+/// # Errors
+/// As [`map_file`].
+pub fn map_weights(file: &File, offset: u64, len: usize) -> io::Result<Bytes> {
+    let Some(mapped) = mapped(file, offset, len)? else { return Ok(Bytes::new()) };
+    // Without them it is slower, nothing else.
+    #[cfg(target_os = "linux")]
+    let _ = mapped.advise(memmap2::Advice::HugePage);
+    Ok(Bytes::from_owner(mapped))
+}
+
+/// Nothing of length 0 can be mapped.
+fn mapped(file: &File, offset: u64, len: usize) -> io::Result<Option<Mmap>> {
     let size = file.metadata()?.len();
     if offset.checked_add(len as u64).is_none_or(|end| end > size) {
         let message = format!("{len} bytes from {offset} on are wanted, the file has {size}");
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, message));
     }
-    if len == 0 {
-        return Ok(Bytes::new());
-    }
-    let mapped = map(file, offset, len)?;
-    // Whoever reads a little of a file should not read much more of it.
-    #[cfg(target_os = "linux")]
-    if len >= LARGE {
-        // Without large pages it is slower, nothing else.
-        let _ = mapped.advise(memmap2::Advice::HugePage);
-    }
-    Ok(Bytes::from_owner(mapped))
+    if len == 0 { Ok(None) } else { map(file, offset, len).map(Some) }
 }
 
 /// Bytes of a large page of x86, and of what is worth a mapping of its own.
@@ -42,7 +49,7 @@ const LARGE: usize = 2 << 20;
 pub(crate) enum WordMemory {
     /// Some pages.
     Mapped(MmapMut),
-    /// Less than a large page, or more than the system would map.
+    /// Less than a large page, or what the system would not map.
     Allocated(Vec<u32>),
 }
 
@@ -116,14 +123,16 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         let content: Vec<u8> = (0..10_000u32).map(|i| (i % 251) as u8).collect();
         file.write_all(&content).unwrap();
-        for (offset, len) in [(0, 10_000), (0, 1), (9_999, 1), (4_096, 4_096), (4_097, 5_903)] {
-            let mapped = map_file(&file, offset as u64, len).unwrap();
-            assert_eq!(mapped[..], content[offset..offset + len]);
-        }
-        assert!(map_file(&file, 10_000, 0).unwrap().is_empty());
-        for (offset, len) in [(0, 10_001), (9_999, 2), (10_001, 0), (u64::MAX, 1)] {
-            let error = map_file(&file, offset, len).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{offset} {len}");
+        for map in [map_file, map_weights] {
+            for (offset, len) in [(0, 10_000), (0, 1), (9_999, 1), (4_096, 4_096), (4_097, 5_903)] {
+                let mapped = map(&file, offset as u64, len).unwrap();
+                assert_eq!(mapped[..], content[offset..offset + len]);
+            }
+            assert!(map(&file, 10_000, 0).unwrap().is_empty());
+            for (offset, len) in [(0, 10_001), (9_999, 2), (10_001, 0), (u64::MAX, 1)] {
+                let error = map(&file, offset, len).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{offset} {len}");
+            }
         }
     }
 

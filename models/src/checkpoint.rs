@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use dfastllm_backends::{Bytes, DType, map_file};
+use dfastllm_backends::{Bytes, DType, map_file, map_weights};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -44,7 +44,7 @@ impl StoredTensor {
     pub(crate) fn bytes(&self) -> Result<Bytes, LoadError> {
         let Range { start, end } = self.range;
         match &self.source {
-            Source::Disk(file) => map_file(file, start as u64, end - start)
+            Source::Disk(file) => map_weights(file, start as u64, end - start)
                 .map_err(|source| LoadError::Io { file: self.file.clone(), source }),
             Source::Program(content) => Ok(Bytes::from_static(&content[start..end])),
         }

@@ -2,46 +2,65 @@
 //!
 //! A pass is hundreds of pieces of work that the threads share, and between them a little that one does
 //! alone. Threads of Rayon's that find nothing to do for some microseconds go to sleep, and waking one takes
-//! as long as it would have needed for its share.
+//! as long as it would have needed for its share. So those that have nothing to do, and wait for no one
+//! either, look for work as long as the pass lasts.
 
-use std::hint::spin_loop;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rayon::Yield;
 
-/// How long a thread looks for work in vain: longer than anything takes that one of them does alone.
-const PATIENCE: Duration = Duration::from_micros(200);
+/// Passes of this process.
+static PASSES: AtomicUsize = AtomicUsize::new(0);
+
+/// One of them; holds whether it is over.
+struct Pass(Arc<AtomicBool>);
+
+impl Pass {
+    fn begin() -> Self {
+        PASSES.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::default())
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+        PASSES.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// Computes on one of the pool's threads while the others look for what it shares.
 pub(super) fn run<R: Send>(compute: impl FnOnce() -> R + Send) -> R {
-    let is_done = &AtomicBool::new(false);
-    rayon::scope(|scope| {
-        let here = rayon::current_thread_index();
-        scope.spawn_broadcast(move |_, thread| {
+    rayon::scope(|_| {
+        let pass = Pass::begin();
+        let (is_over, here) = (Arc::clone(&pass.0), rayon::current_thread_index());
+        // Not in the scope: it would end no sooner than a thread that is busy elsewhere had time to look.
+        rayon::spawn_broadcast(move |thread| {
             // On this one it would wait for itself.
             if Some(thread.index()) != here {
-                look_for_work(is_done);
+                look_for_work(&is_over);
             }
         });
-        let result = compute();
-        is_done.store(true, Ordering::Relaxed);
-        result
+        compute()
     })
 }
 
-fn look_for_work(is_done: &AtomicBool) {
-    let mut idle_since = Instant::now();
-    while !is_done.load(Ordering::Relaxed) && idle_since.elapsed() < PATIENCE {
-        match rayon::yield_now() {
-            Some(Yield::Executed) => idle_since = Instant::now(),
-            _ => spin_loop(),
+/// Not beside another pass: a thread that waits for its own would look for work of the other one, and
+/// return to its own only when that is over.
+fn look_for_work(is_over: &AtomicBool) {
+    while !is_over.load(Ordering::Relaxed) && PASSES.load(Ordering::Relaxed) <= 1 {
+        if rayon::yield_now() != Some(Yield::Executed) {
+            // For whoever else wants this core.
+            std::thread::yield_now();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use rayon::prelude::*;
 
     use super::*;
@@ -61,19 +80,33 @@ mod tests {
     }
 
     #[test]
-    fn threads_that_find_nothing_stop_looking() {
-        let is_done = AtomicBool::new(false);
-        // Returns, though nothing is ever done.
-        pool(2).install(|| look_for_work(&is_done));
-        assert!(!is_done.into_inner());
-    }
-
-    #[test]
     fn passes_within_passes_end() {
         let inner = || run(|| (0..100u64).into_par_iter().sum::<u64>());
         let sums: Vec<u64> =
             pool(2).install(|| run(|| (0..20).into_par_iter().map(|_| inner()).collect()));
         assert_eq!(sums, [4950; 20]);
+    }
+
+    #[test]
+    fn a_pass_ends_while_another_one_lasts() {
+        let (pool, (begun, has_begun), (end, may_end)) =
+            (pool(2), mpsc::channel(), mpsc::channel());
+        let share = || (0..1000u64).into_par_iter().sum::<u64>();
+        std::thread::scope(|threads| {
+            let long = threads.spawn(|| {
+                pool.install(|| {
+                    run(move || {
+                        begun.send(share()).unwrap();
+                        may_end.recv().unwrap()
+                    })
+                })
+            });
+            assert_eq!(has_begun.recv(), Ok(499_500));
+            let short: u64 = pool.install(|| run(|| (0..100).map(|_| share()).sum()));
+            assert_eq!(short, 49_950_000);
+            end.send(7).unwrap();
+            assert_eq!(long.join().unwrap(), 7);
+        });
     }
 
     #[test]

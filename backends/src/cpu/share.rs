@@ -19,7 +19,7 @@ pub(super) struct Grid {
     /// From this many rows on, threads share the rows; below, the outputs, and each reads its share
     /// of the weight once.
     pub(super) split_rows: usize,
-    /// Rows that are best computed together.
+    /// Rows that are not cut apart.
     pub(super) tile_rows: usize,
     /// Outputs that have to be.
     pub(super) tile_outs: usize,

@@ -1,4 +1,4 @@
-//! What scoring wants to know of a row of logits, read once and by all threads.
+//! What scoring wants to know of a row of logits, read from memory once and by all threads.
 
 use rayon::prelude::*;
 
@@ -99,6 +99,7 @@ impl Kernel for SumsKernel<'_> {
         SoftmaxSums { argmax, max, second, sum, weighted }
     }
 }
+
 #[inline(always)]
 fn add_exponentials<I: Isa>(
     chunk: &[f32; SUM_LANES],
@@ -132,7 +133,6 @@ fn maximum(row: &[f32]) -> f32 {
 mod tests {
     use super::*;
 
-    /// A row whose largest value is in no one piece always.
     fn row(len: usize) -> Vec<f32> {
         (0..len).map(|i| ((i * 7919 % 10_007) as f32 - 5000.0) / 700.0).collect()
     }
@@ -163,7 +163,10 @@ mod tests {
         let tie = softmax_sums(&[1.0, 3.0, 3.0, f32::NEG_INFINITY]);
         assert_eq!((tie.argmax, tie.second), (1, 3.0));
         let mut far = vec![0.0; 3 * PIECE];
-        (far[PIECE + 3], far[2 * PIECE + 5]) = (2.0, 2.0);
+        (far[7], far[PIECE + 3]) = (1.0, 2.0);
+        let apart = softmax_sums(&far);
+        assert_eq!((apart.argmax, apart.second), (PIECE + 3, 1.0), "the second best comes first");
+        far[2 * PIECE + 5] = 2.0;
         let tie = softmax_sums(&far);
         assert_eq!((tie.argmax, tie.second), (PIECE + 3, 2.0));
     }

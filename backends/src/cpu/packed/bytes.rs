@@ -35,15 +35,17 @@ pub(super) struct Quantised {
 }
 
 impl Quantised {
-    /// Quantises `x [rows, k]` for weights of a format: the largest of a block becomes 127.
+    /// Quantises `x [rows, k]` for weights of a format: the largest of a block becomes 127, or all of it
+    /// 0 where 127 times as much as it has is no finite number.
     pub(super) fn new(path: CpuPath, x: &[f32], k: usize, format: WeightFormat) -> Self {
         let zero = if format == WeightFormat::Int4 { Nibbles::ZERO } else { Bytes::ZERO };
         let (rows, len) = (x.len() / k, k.div_ceil(BLOCK));
         let mut words = Buffer::new(rows * len * X_WORDS);
         let tiles = words.words_mut().par_chunks_mut(TILE_ROWS * len * X_WORDS);
-        tiles.zip(x.par_chunks(TILE_ROWS * k)).for_each(|(words, x)| {
+        let tiles = tiles.zip(x.par_chunks(TILE_ROWS * k));
+        tiles.with_min_len(NUMBERS_EACH.div_ceil(TILE_ROWS * k)).for_each(|(words, x)| {
             let rows = x.len() / k;
-            let each = NUMBERS_EACH.div_ceil(rows * BLOCK);
+            let each = len.div_ceil((x.len() / NUMBERS_EACH).max(1));
             words.par_chunks_mut(each * rows * X_WORDS).enumerate().for_each(|(i, words)| {
                 dispatch(path, Quantise { words, x, k, first: i * each, zero });
             });
@@ -135,8 +137,8 @@ impl Tiles for ByteTiles<'_> {
         self.x.len() / self.len
     }
 
-    /// Whole tiles, and the last.
     fn with_rows(self, from: usize, to: usize) -> Self {
+        assert!(from.is_multiple_of(TILE_ROWS), "rows of a tile lie side by side");
         Self { x: &self.x[from * self.len..to * self.len], ..self }
     }
 
@@ -195,8 +197,8 @@ impl Layout for Nibbles {
 
 /// Blocks that the tiles of several rows go through in turn: they stay in the nearest cache.
 const CHUNK: usize = 8;
-/// Rows whose sums are kept meanwhile.
-const ROWS_TOGETHER: usize = 48;
+/// Rows whose sums are kept meanwhile: whole tiles.
+const ROWS_TOGETHER: usize = 6 * TILE_ROWS;
 
 #[inline(always)]
 fn panel_of<I: Isa, L: Layout>(
@@ -208,7 +210,7 @@ fn panel_of<I: Isa, L: Layout>(
     let stride = ROW_WORDS / L::GROUPS * PANEL + SCALE_WORDS;
     let weights = &tiles.weights[panel * tiles.len * stride..][..tiles.len * stride];
     let (first, rows) = (panel * PANEL, tiles.rows());
-    if rows <= TILE_ROWS {
+    if tile_rows::<I>(0, rows) == rows {
         let mut sums = [0f32; TILE_ROWS * PANEL];
         blocks::<I, L>(isa, tiles, (0, weights, weights), &mut sums);
         put(isa, &sums, (0, rows, first), target);
@@ -273,7 +275,8 @@ fn blocks<I: Isa, L: Layout>(
                 4 => tile::<I, L, 4>(isa, tiles, part, sums),
                 3 => tile::<I, L, 3>(isa, tiles, part, sums),
                 2 => tile::<I, L, 2>(isa, tiles, part, sums),
-                _ => tile::<I, L, 1>(isa, tiles, part, sums),
+                1 => tile::<I, L, 1>(isa, tiles, part, sums),
+                _ => unreachable!("more than TILE_ROWS"),
             }
             row += together;
         }
@@ -281,7 +284,8 @@ fn blocks<I: Isa, L: Layout>(
     }
 }
 
-/// Rows of the next tile, of all from its first one on.
+/// Rows of the next tile: of those that lie side by side as many as leave registers for what is loaded,
+/// 16 of 32 with wide vectors and 6 of 16 with others.
 #[inline(always)]
 fn tile_rows<I: Isa>(row: usize, rows: usize) -> usize {
     let left = (rows - row).min(TILE_ROWS - row % TILE_ROWS);

@@ -164,7 +164,8 @@ impl<S: Step> Tiles for Columns<'_, S> {
     }
 }
 
-/// Rows of the next tile, of those that are left.
+/// Rows of the next tile, of those that are left: as many as there are registers for sums, two a row. Nine
+/// and eleven are not worth code of their own.
 #[inline(always)]
 fn tile_rows<I: Isa>(rows: usize) -> usize {
     match rows {

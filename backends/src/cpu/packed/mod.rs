@@ -191,12 +191,12 @@ impl<'a> Target<'a> {
 
 /// Products of some panels with some rows.
 trait Tiles: Copy + Sync {
-    /// Rows that are computed together.
+    /// Rows that are computed together and not cut apart.
     const TILE_ROWS: usize;
 
     /// Rows it has activations of.
     fn rows(&self) -> usize;
-    /// The same with these rows only.
+    /// The same with these rows only, from the first of a tile on.
     fn with_rows(self, from: usize, to: usize) -> Self;
     /// Multiplies a panel with all rows.
     fn panel<I: Isa>(self, isa: I, panel: usize, target: &mut Target<'_>);

@@ -78,6 +78,9 @@ fn every_path_and_format_matches_f64_over_odd_shapes() {
         (8, 33, 290),
         (50, 34, 520),
         (129, 31, 64),
+        // Threads quantise some blocks of all rows each, the last of them not whole.
+        (8, 33, 4100),
+        (9, 3, 4100),
     ] {
         let (x, w, b) = (values(rows * k, 1), values(outs * k, 2), values(outs, 3));
         for format in FORMATS {
@@ -137,6 +140,13 @@ fn a_row_is_bitwise_the_same_alone_and_in_a_batch() {
         let matrix = pack(format, &w, k);
         for path in CpuPath::available() {
             let all = product(path, &matrix, &x);
+            // More rows than one thread keeps sums of.
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+            assert_eq!(
+                pool.install(|| product(path, &matrix, &x))[..],
+                all[..],
+                "{path} {format:?}"
+            );
             for row in 0..rows {
                 let one = product(path, &matrix, &x[row * k..(row + 1) * k]);
                 assert_eq!(
