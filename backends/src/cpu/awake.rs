@@ -39,7 +39,7 @@ pub(super) fn run<R: Send>(compute: impl FnOnce() -> R + Send) -> R {
         rayon::spawn_broadcast(move |thread| {
             // On this one it would wait for itself.
             if Some(thread.index()) != here {
-                look_for_work(&is_over);
+                look_for_work(&is_over, &PASSES);
             }
         });
         compute()
@@ -48,8 +48,8 @@ pub(super) fn run<R: Send>(compute: impl FnOnce() -> R + Send) -> R {
 
 /// Not beside another pass: a thread that waits for its own would look for work of the other one, and
 /// return to its own only when that is over.
-fn look_for_work(is_over: &AtomicBool) {
-    while !is_over.load(Ordering::Relaxed) && PASSES.load(Ordering::Relaxed) <= 1 {
+fn look_for_work(is_over: &AtomicBool, passes: &AtomicUsize) {
+    while !is_over.load(Ordering::Relaxed) && passes.load(Ordering::Relaxed) <= 1 {
         if rayon::yield_now() != Some(Yield::Executed) {
             // For whoever else wants this core.
             std::thread::yield_now();
@@ -77,6 +77,19 @@ mod tests {
             });
             assert!(sums.iter().zip(0..).all(|(&sum, i)| sum == 499_500 * i), "{threads} threads");
         }
+    }
+
+    #[test]
+    fn what_is_found_is_done_until_the_pass_is_over_or_another_begins() {
+        let (is_over, passes) = (Arc::new(AtomicBool::new(false)), AtomicUsize::new(1));
+        pool(1).install(|| {
+            let is_over_too = Arc::clone(&is_over);
+            rayon::spawn(move || is_over_too.store(true, Ordering::Relaxed));
+            // The only thread there is finds that, or it would not return.
+            look_for_work(&is_over, &passes);
+        });
+        assert!(is_over.load(Ordering::Relaxed));
+        pool(1).install(|| look_for_work(&AtomicBool::new(false), &AtomicUsize::new(2)));
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(super) struct Grid {
     pub(super) split_rows: usize,
     /// Rows that are not cut apart.
     pub(super) tile_rows: usize,
-    /// Outputs that have to be.
+    /// The same of outputs.
     pub(super) tile_outs: usize,
 }
 

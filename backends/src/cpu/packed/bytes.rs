@@ -35,8 +35,8 @@ pub(super) struct Quantised {
 }
 
 impl Quantised {
-    /// Quantises `x [rows, k]` for weights of a format: the largest of a block becomes 127, or all of it
-    /// 0 where 127 times as much as it has is no finite number.
+    /// Quantises `x [rows, k]` for weights of a format: the largest of a block becomes 127. A block whose
+    /// largest is so small (below 2^-121) that 127 cannot be divided by it becomes 0.
     pub(super) fn new(path: CpuPath, x: &[f32], k: usize, format: WeightFormat) -> Self {
         let zero = if format == WeightFormat::Int4 { Nibbles::ZERO } else { Bytes::ZERO };
         let (rows, len) = (x.len() / k, k.div_ceil(BLOCK));

@@ -155,7 +155,8 @@ impl<S: Step> Tiles for Columns<'_, S> {
                     4 => tile::<I, S, 4>(isa, self, weights, at, target),
                     3 => tile::<I, S, 3>(isa, self, weights, at, target),
                     2 => tile::<I, S, 2>(isa, self, weights, at, target),
-                    _ => tile::<I, S, 1>(isa, self, weights, at, target),
+                    1 => tile::<I, S, 1>(isa, self, weights, at, target),
+                    _ => unreachable!("no such tile"),
                 }
                 row += together;
             }

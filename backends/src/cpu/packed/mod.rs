@@ -132,8 +132,8 @@ pub(crate) enum Finish<'a> {
 const PANEL: usize = 32;
 /// Weights that share a scale, along `k`.
 const BLOCK: usize = 32;
-/// Words that the first rows of a panel ask the memory for in advance: while they wait for none, the
-/// sums of several rows cost no time of their own.
+/// Words that tiles ask the memory for in advance: while they wait for none, the sums of several rows
+/// cost no time of their own.
 const AHEAD: usize = 2048;
 /// From this many rows on, threads share the rows.
 const SPLIT_ROWS: usize = 48;

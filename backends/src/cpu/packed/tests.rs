@@ -136,17 +136,14 @@ fn products_of_one_input_are_bitwise_those_of_each() {
 fn a_row_is_bitwise_the_same_alone_and_in_a_batch() {
     let (rows, outs, k) = (67, 300, 352);
     let (x, w) = (values(rows * k, 5), values(outs * k, 6));
+    let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     for format in FORMATS {
         let matrix = pack(format, &w, k);
         for path in CpuPath::available() {
             let all = product(path, &matrix, &x);
             // More rows than one thread keeps sums of.
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-            assert_eq!(
-                pool.install(|| product(path, &matrix, &x))[..],
-                all[..],
-                "{path} {format:?}"
-            );
+            let on_one = one_thread.install(|| product(path, &matrix, &x));
+            assert_eq!(on_one[..], all[..], "{path} {format:?}");
             for row in 0..rows {
                 let one = product(path, &matrix, &x[row * k..(row + 1) * k]);
                 assert_eq!(
@@ -202,6 +199,9 @@ fn zeros_stay_zero_and_what_is_no_number_stays_none() {
         let bad = pack(format, &bad, k);
         for path in CpuPath::available() {
             assert_eq!(product(path, &zeros, &values(k, 2))[..], [0.0; 3], "{path} {format:?}");
+            let tiny: Vec<f32> = values(k, 2).iter().map(|x| x * 1e-38).collect();
+            let y = product(path, &pack(format, &values(k, 3), k), &tiny);
+            assert!(y[0].abs() < 1e-36, "{path} {format:?}: {}", y[0]);
             let y = product(path, &bad, &values(k, 2));
             let finite: Vec<bool> = y.iter().map(|y| y.is_finite()).collect();
             assert_eq!(finite, [true, false, true], "{path} {format:?}");

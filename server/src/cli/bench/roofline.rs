@@ -59,14 +59,15 @@ pub(super) fn run(
     let mut report = Report::new(args.json);
     let mut passes = Passes::new(&loaded, &device.device, (context, longest))?;
     for rows in rows {
-        let mut level = Level { rows, context, hidden: 0, timed: Vec::new() };
-        for _ in 0..args.passes.unwrap_or(PASSES) {
+        let timed = |_| {
             let before = limits.read.rate();
             // As the engine computes: on a thread of the pool.
             let sample = run_on(&device.device, || passes.sample(rows))?;
-            level.timed.push((sample, (before + limits.read.rate()) / 2.0));
-        }
-        level.hidden = passes.hidden;
+            Ok((sample, (before + limits.read.rate()) / 2.0))
+        };
+        let timed =
+            (0..args.passes.unwrap_or(PASSES)).map(timed).collect::<Result<_, Failure>>()?;
+        let level = Level { rows, context, hidden: passes.hidden, timed };
         report.row(&columns(&loaded, &limits, &level))?;
     }
     Ok(())
