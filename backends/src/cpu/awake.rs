@@ -3,12 +3,19 @@
 //! A pass is hundreds of pieces of work that the threads share, and between them a little that one does
 //! alone. Threads of Rayon's that find nothing to do for some microseconds go to sleep, and waking one takes
 //! as long as it would have needed for its share. So those that have nothing to do, and wait for no one
-//! either, look for work as long as the pass lasts.
+//! either, look for work as long as the pass lasts and they find some now and then.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use rayon::Yield;
+
+/// How long a thread looks without finding anything: longer than what one thread does alone in a pass.
+///
+/// Rayon may hand looking to a thread that waits for the end of something it shared, in this pass, and
+/// that goes on only when it returns: if looking had no end of its own, both would wait for ever.
+const PATIENCE: Duration = Duration::from_micros(200);
 
 /// Passes of this process.
 static PASSES: AtomicUsize = AtomicUsize::new(0);
@@ -49,8 +56,13 @@ pub(super) fn run<R: Send>(compute: impl FnOnce() -> R + Send) -> R {
 /// Not beside another pass: a thread that waits for its own would look for work of the other one, and
 /// return to its own only when that is over.
 fn look_for_work(is_over: &AtomicBool, passes: &AtomicUsize) {
+    let mut found = Instant::now();
     while !is_over.load(Ordering::Relaxed) && passes.load(Ordering::Relaxed) <= 1 {
-        if rayon::yield_now() != Some(Yield::Executed) {
+        if rayon::yield_now() == Some(Yield::Executed) {
+            found = Instant::now();
+        } else if found.elapsed() > PATIENCE {
+            return;
+        } else {
             // For whoever else wants this core.
             std::thread::yield_now();
         }
@@ -90,6 +102,35 @@ mod tests {
         });
         assert!(is_over.load(Ordering::Relaxed));
         pool(1).install(|| look_for_work(&AtomicBool::new(false), &AtomicUsize::new(2)));
+    }
+
+    #[test]
+    fn a_thread_that_waits_for_what_it_shared_comes_back_from_looking() {
+        let (looks, has_looked) = mpsc::channel();
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            pool(2).install(|| {
+                // Both threads are to look. This one finds that only in the join, when it has done its
+                // half and waits for the other's, which ends no sooner.
+                let here = rayon::current_thread_index();
+                rayon::spawn_broadcast(move |thread| {
+                    if Some(thread.index()) == here {
+                        looks.send(()).unwrap();
+                    }
+                    look_for_work(&AtomicBool::new(false), &AtomicUsize::new(1));
+                });
+                let (shared, is_shared) = mpsc::channel();
+                rayon::join(
+                    move || is_shared.recv().unwrap(),
+                    move || {
+                        shared.send(()).unwrap();
+                        has_looked.recv().unwrap();
+                    },
+                );
+            });
+            done.send(()).unwrap();
+        });
+        assert_eq!(is_done.recv_timeout(Duration::from_secs(60)), Ok(()));
     }
 
     #[test]
