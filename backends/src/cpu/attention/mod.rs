@@ -5,17 +5,20 @@
 //! what a row computes does not depend on how many rows are computed with it, on which thread has
 //! which chunk, nor on which of the two ways of [`task`] its scores are found.
 
-mod prepared;
 mod steps;
+mod stored;
 mod sums;
 mod task;
+mod turned;
 
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use self::stored::AsStored;
 use self::sums::{Join, Sums};
-use self::task::Task;
+use self::task::{Run, Task};
+use self::turned::Turned;
 use super::buffers::Buffer;
 use super::isa::{CpuPath, dispatch};
 use super::share::SERIAL_WORK;
@@ -26,6 +29,8 @@ use crate::rows::{KeyRun, KeySource, PAGE_SIZE, Span};
 const MAX_RUN: usize = PAGE_SIZE;
 /// Parts of a chunk.
 const CHUNK_PARTS: usize = 16;
+/// Bytes of a line of the cache.
+const CACHE_LINE: usize = 64;
 /// Queries one task takes, about: enough for turning keys round to cost little beside them, few
 /// enough for their sums to stay in the core's cache.
 const TASK_QUERIES: usize = 128;
@@ -80,11 +85,10 @@ pub(crate) fn attention<T: Stored>(
 ) -> Buffer {
     let parts: Vec<Vec<Part<'_, T>>> = plan.spans.iter().map(|s| span_parts(plan, s, kv)).collect();
     let tasks = tasks(plan, query, &parts);
-    let run = |task: &Task<'_, T>| dispatch(path, task);
     let is_small = plan.work() < SERIAL_WORK;
     let mut done: Vec<Sums> = match is_small {
-        true => tasks.iter().map(run).collect(),
-        false => tasks.par_iter().map(run).collect(),
+        true => tasks.iter().map(|task| run(path, task)).collect(),
+        false => tasks.par_iter().map(|task| run(path, task)).collect(),
     };
     let mut out = Buffer::new(query.len());
     let joins = joins(&tasks, &mut done, &mut out);
@@ -93,6 +97,15 @@ pub(crate) fn attention<T: Stored>(
         false => joins.into_par_iter().for_each(|join| dispatch(path, join)),
     }
     out
+}
+
+/// Each way is a function of its own, compiled for itself.
+fn run<T: Stored>(path: CpuPath, task: &Task<'_, T>) -> Sums {
+    if task.has_many_queries() {
+        dispatch(path, Run { task, way: Turned::new(task.plan.head_dim) })
+    } else {
+        dispatch(path, Run { task, way: AsStored::new(task.queries()) })
+    }
 }
 
 /// What is left to do once the tasks are done, by blocks of rows.
@@ -183,6 +196,12 @@ fn span_parts<'a, T: Stored>(
     kv: KeysValues<'a, T>,
 ) -> Vec<Part<'a, T>> {
     span.keys.iter().flat_map(|run| parts(*run, kv, plan.kv_heads * plan.head_dim)).collect()
+}
+
+/// Where the lines of `len` numbers begin, each of which the memory hands out at once.
+#[inline(always)]
+fn lines<T>(len: usize) -> impl Iterator<Item = usize> {
+    (0..len).step_by(CACHE_LINE / size_of::<T>())
 }
 
 #[cfg(test)]

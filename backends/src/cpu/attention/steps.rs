@@ -130,13 +130,11 @@ pub(super) fn hide<I: Isa>(isa: I, scores: &mut Lanes<I>, n: usize, hidden: Opti
 pub(super) fn softmax_step<I: Isa>(
     isa: I,
     mut scores: Lanes<I>,
-    scale: f32,
     running: &mut Running,
     out: &mut [f32],
 ) -> [f32; MAX_RUN] {
     let mut new_max = running.max;
-    for scores in &mut scores[..vectors::<I>()] {
-        *scores = isa.mul(*scores, isa.splat(scale));
+    for scores in &scores[..vectors::<I>()] {
         let best = isa.largest(*scores);
         new_max = if best > new_max { best } else { new_max };
     }
@@ -159,14 +157,25 @@ pub(super) fn softmax_step<I: Isa>(
     stored(isa, &scores)
 }
 
+/// `out += weight · value`, for heads of whole vectors.
+#[inline(always)]
+pub(super) fn add_value<T: Stored, I: Isa>(isa: I, weight: f32, value: &[T], out: &mut [f32]) {
+    let weight = isa.splat(weight);
+    let mut at = 0;
+    while at < out.len() {
+        let sum = isa.madd(weight, T::load(isa, &value[at..]), isa.load(&out[at..]));
+        isa.store(sum, &mut out[at..at + I::LANES]);
+        at += I::LANES;
+    }
+}
+
 /// `out += Σ weight · value`, keys in order. Vectors of the head go side by side, so that none waits
 /// for the last sum of another.
 #[inline(always)]
 pub(super) fn add_values<T: Stored, I: Isa>(
     isa: I,
     weights: &[f32],
-    values: &[T],
-    stride: usize,
+    (values, stride): (&[T], usize),
     out: &mut [f32],
 ) {
     let mut at = 0;

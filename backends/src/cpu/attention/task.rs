@@ -4,17 +4,14 @@ use std::ops::Range;
 
 use super::super::isa::{Isa, Kernel};
 use super::super::vector::Stored;
-use super::prepared::Prepared;
-use super::steps::{Lanes, add_values, hide, loaded, score, softmax_step, turned_scores};
+use super::steps::{Lanes, hide, softmax_step};
 use super::sums::Sums;
 use super::{AttentionPlan, CHUNK_PARTS, MAX_RUN, Part};
 use crate::rows::{Attend, Span};
 
 /// From this many queries of a key head on, turning keys round pays, for then 16 keys are scored in
 /// one go, and so does widening values.
-const MANY_QUERIES: usize = 8;
-/// Bytes the memory hands out at once.
-const CACHE_LINE: usize = 64;
+pub(super) const MANY_QUERIES: usize = 8;
 
 /// Some rows of a span and some key heads, with the query heads that share those: they go over the
 /// keys together, so that each key is fetched from memory once.
@@ -34,23 +31,52 @@ pub(super) struct Task<'a, T> {
 }
 
 /// Scores of a part's keys.
-type Scores = [f32; MAX_RUN];
+pub(super) type Scores = [f32; MAX_RUN];
 
-impl<T: Stored> Kernel for &Task<'_, T> {
+/// How a task's queries go over a part of its keys. Queries stand in the order of [`Task::places`].
+pub(super) trait Way<T: Stored> {
+    /// Adds a visited part to the sums of `query [queries, head_dim]`.
+    fn visit<I: Isa>(
+        &mut self,
+        isa: I,
+        task: &Task<'_, T>,
+        visit: Visit<'_, T>,
+        query: &[f32],
+        sums: &mut Sums,
+    );
+}
+
+/// A part of which some row sees the first `n` keys and none sees others.
+#[derive(Clone, Copy)]
+pub(super) struct Visit<'a, T> {
+    pub(super) part: &'a Part<'a, T>,
+    pub(super) n: usize,
+    /// Read after it.
+    pub(super) next: Option<&'a Part<'a, T>>,
+}
+
+/// A task, and how to do it.
+pub(super) struct Run<'a, T, W> {
+    pub(super) task: &'a Task<'a, T>,
+    pub(super) way: W,
+}
+
+impl<T: Stored, W: Way<T>> Kernel for Run<'_, T, W> {
     type Output = Sums;
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> Sums {
-        let (queries, dim) = (self.heads.len() * self.each(), self.plan.head_dim);
-        let mut work = Work { query: self.gathered(), way: Way::new(self, queries) };
+    fn run<I: Isa>(mut self, isa: I) -> Sums {
+        let task = self.task;
+        let (queries, dim) = (task.queries(), task.plan.head_dim);
+        let query = task.gathered();
         let mut sums = Sums::new(queries, dim);
-        let mut next = Sums::new(if self.parts.len() > CHUNK_PARTS { queries } else { 0 }, dim);
-        for first in (0..self.parts.len()).step_by(CHUNK_PARTS) {
+        let mut next = Sums::new(if task.parts.len() > CHUNK_PARTS { queries } else { 0 }, dim);
+        for first in (0..task.parts.len()).step_by(CHUNK_PARTS) {
             if first == 0 {
-                self.chunk(isa, first, &mut work, &mut sums);
-            } else if self.sees_some(first) {
+                self.chunk(isa, first, &query, &mut sums);
+            } else if task.sees_some(first) {
                 next.clear();
-                self.chunk(isa, first, &mut work, &mut next);
+                self.chunk(isa, first, &query, &mut next);
                 sums.join(isa, &next);
             }
         }
@@ -58,34 +84,35 @@ impl<T: Stored> Kernel for &Task<'_, T> {
     }
 }
 
-/// What a task has beside its sums. Queries stand in the order of [`Task::places`].
-struct Work {
-    /// `[queries, head_dim]`
-    query: Vec<f32>,
-    way: Way,
-}
-
-/// How scores are found.
-enum Way {
-    /// Key by key, as they are stored: those of all queries.
-    Stored(Vec<Scores>),
-    /// Head by head, for many queries.
-    Turned(Prepared),
-}
-
-impl Way {
-    fn new<T: Stored>(task: &Task<'_, T>, queries: usize) -> Self {
-        match task.has_many_queries() {
-            true => Self::Turned(Prepared::new(task.plan.head_dim)),
-            false => Self::Stored(vec![[0.0; MAX_RUN]; queries]),
+impl<T: Stored, W: Way<T>> Run<'_, T, W> {
+    /// Takes all queries over the chunk that begins with a part.
+    #[inline(always)]
+    fn chunk<I: Isa>(&mut self, isa: I, first: usize, query: &[f32], sums: &mut Sums) {
+        let furthest = self.task.furthest();
+        for (part, next) in self.task.parts_of(first) {
+            let n = self.task.seen(part, furthest);
+            if n > 0 {
+                self.way.visit(isa, self.task, Visit { part, n, next }, query, sums);
+            }
         }
     }
 }
 
+/// The keys of a part that enter a row's sums: the first `n`, of which one may be hidden and weighs nothing.
+#[derive(Clone, Copy, Default)]
+pub(super) struct View {
+    pub(super) n: usize,
+    hidden: Option<usize>,
+}
+
 impl<'a, T: Stored> Task<'a, T> {
     /// Queries of a key head.
-    fn each(&self) -> usize {
+    pub(super) fn each(&self) -> usize {
         self.rows.len() * self.group
+    }
+
+    pub(super) fn queries(&self) -> usize {
+        self.heads.len() * self.each()
     }
 
     /// Numbers of its rows, of all heads.
@@ -136,10 +163,13 @@ impl<'a, T: Stored> Task<'a, T> {
         })
     }
 
+    /// Its queries, divided by what scores are divided by.
     fn gathered(&self) -> Vec<f32> {
-        let mut query = Vec::with_capacity(self.heads.len() * self.each() * self.plan.head_dim);
+        let dim = self.plan.head_dim;
+        let scale = 1.0 / (dim as f32).sqrt();
+        let mut query = Vec::with_capacity(self.queries() * dim);
         for place in self.places() {
-            query.extend_from_slice(&self.query[place]);
+            query.extend(self.query[place].iter().map(|x| x * scale));
         }
         query
     }
@@ -179,121 +209,26 @@ impl<'a, T: Stored> Task<'a, T> {
         self.parts_of(first).any(|(part, _)| self.seen(part, furthest) > 0)
     }
 
-    /// Takes all queries over the chunk that begins with a part.
+    /// What a part's keys weigh for query number `i`, whose sums so far are made to count in the same.
     #[inline(always)]
-    fn chunk<I: Isa>(&self, isa: I, first: usize, work: &mut Work, sums: &mut Sums) {
-        let furthest = self.furthest();
-        for (part, next) in self.parts_of(first) {
-            let n = self.seen(part, furthest);
-            if n == 0 {
-                continue;
-            }
-            match &mut work.way {
-                Way::Stored(scores) => self.stored(isa, (part, n), (&work.query, scores), sums),
-                Way::Turned(prepared) => {
-                    self.turned(isa, (part, next), (&work.query, prepared), sums);
-                }
-            }
-        }
-    }
-
-    /// Scores the first `n` keys of a part one after the other, as they lie in memory, then adds their
-    /// values head by head, which the memory was asked for meanwhile.
-    #[inline(always)]
-    fn stored<I: Isa>(
+    pub(super) fn weights<I: Isa>(
         &self,
         isa: I,
-        (part, n): (&Part<'_, T>, usize),
-        (query, scores): (&[f32], &mut [Scores]),
-        sums: &mut Sums,
-    ) {
-        let (dim, heads) = (self.plan.head_dim, self.heads.clone());
-        for key in 0..n {
-            let row = key * part.stride + heads.start * dim..key * part.stride + heads.end * dim;
-            let row = (&part.keys[row.clone()], &part.values[row]);
-            self.score_keys(isa, row, query, (scores, key));
-        }
-        for (index, head) in heads.enumerate() {
-            let values = (&part.values[head * dim..], part.stride);
-            let mut i = index * self.each();
-            for row in 0..self.rows.len() {
-                for _ in 0..self.group {
-                    self.fold(isa, (part, row), loaded(isa, &scores[i]), values, (i, sums));
-                    i += 1;
-                }
-            }
-        }
-    }
-
-    /// Scores one key of all heads, and asks the memory for its value.
-    #[inline(always)]
-    fn score_keys<I: Isa>(
-        &self,
-        isa: I,
-        row: (&[T], &[T]),
-        query: &[f32],
-        scores: (&mut [Scores], usize),
-    ) {
-        let (dim, each) = (self.plan.head_dim, self.each());
-        // With its size known, a head is one stretch of instructions.
-        match (dim / I::LANES, dim % I::LANES) {
-            (4, 0) => score_heads(isa, query, row, scores, (4 * I::LANES, each)),
-            (5, 0) => score_heads(isa, query, row, scores, (5 * I::LANES, each)),
-            (8, 0) => score_heads(isa, query, row, scores, (8 * I::LANES, each)),
-            _ => score_heads(isa, query, row, scores, (dim, each)),
-        }
-    }
-
-    /// Takes all queries of a head over a part, head by head.
-    #[inline(always)]
-    fn turned<I: Isa>(
-        &self,
-        isa: I,
-        (part, next): (&Part<'_, T>, Option<&Part<'_, T>>),
-        (query, prepared): (&[f32], &mut Prepared),
-        sums: &mut Sums,
-    ) {
-        let dim = self.plan.head_dim;
-        let mut i = 0;
-        for head in self.heads.clone() {
-            if let Some(next) = next {
-                for key in 0..next.n {
-                    let at = key * next.stride + head * dim;
-                    prefetch(isa, &next.keys[at..at + dim]);
-                    prefetch(isa, &next.values[at..at + dim]);
-                }
-            }
-            prepared.fill(isa, part, head * dim);
-            for row in 0..self.rows.len() {
-                for _ in 0..self.group {
-                    let scores = turned_scores(isa, &query[i * dim..][..dim], &prepared.keys);
-                    self.fold(isa, (part, row), scores, (&prepared.values, dim), (i, sums));
-                    i += 1;
-                }
-            }
-        }
-    }
-
-    /// Adds a part's values to the sums of a row's query number `i`, by the scores of their keys.
-    #[inline(always)]
-    fn fold<I: Isa, S: Stored>(
-        &self,
-        isa: I,
-        (part, row): (&Part<'_, T>, usize),
+        view: View,
         mut scores: Lanes<I>,
-        (values, stride): (&[S], usize),
         (i, sums): (usize, &mut Sums),
-    ) {
+    ) -> Scores {
         let dim = self.plan.head_dim;
+        hide(isa, &mut scores, view.n, view.hidden);
+        softmax_step(isa, scores, &mut sums.running[i], &mut sums.out[i * dim..][..dim])
+    }
+
+    /// What a row sees of a part.
+    #[inline(always)]
+    pub(super) fn view(&self, part: &Part<'_, T>, row: usize) -> View {
         let (n, hidden) = (self.seen(part, row), self.hidden(part, row));
-        if n == 0 || (n == 1 && hidden.is_some()) {
-            return;
-        }
-        hide(isa, &mut scores, n, hidden);
-        let out = &mut sums.out[i * dim..][..dim];
-        let scale = 1.0 / (dim as f32).sqrt();
-        let weights = softmax_step(isa, scores, scale, &mut sums.running[i], out);
-        add_values(isa, &weights[..n], values, stride, out);
+        // Where the only key is hidden, there is none.
+        View { n: if n == 1 && hidden.is_some() { 0 } else { n }, hidden }
     }
 
     /// How many keys of a part a row sees.
@@ -314,34 +249,5 @@ impl<'a, T: Stored> Task<'a, T> {
         }
         let position = self.plan.positions[self.rows.start + row];
         position.checked_sub(part.position).filter(|&key| key < part.n)
-    }
-}
-
-/// Scores of one key, head by head: `queries [heads, each, dim]`, key and value `[heads, dim]`.
-#[inline(always)]
-fn score_heads<T: Stored, I: Isa>(
-    isa: I,
-    mut queries: &[f32],
-    (mut keys, mut values): (&[T], &[T]),
-    (scores, key): (&mut [Scores], usize),
-    (dim, each): (usize, usize),
-) {
-    // It is less anyway; said so that no bounds are checked at every head.
-    let key = key % MAX_RUN;
-    for scores in scores.chunks_mut(each) {
-        prefetch(isa, &values[..dim]);
-        for scores in scores {
-            scores[key] = score(isa, &queries[..dim], &keys[..dim]);
-            queries = &queries[dim..];
-        }
-        (keys, values) = (&keys[dim..], &values[dim..]);
-    }
-}
-
-/// Asks the memory for numbers that lie side by side.
-#[inline(always)]
-fn prefetch<T, I: Isa>(isa: I, numbers: &[T]) {
-    for at in (0..numbers.len()).step_by(CACHE_LINE / size_of::<T>()) {
-        isa.prefetch(numbers, at);
     }
 }

@@ -80,6 +80,28 @@ fn with_threads<R: Send>(threads: usize, run: impl FnOnce() -> R + Send) -> R {
 }
 
 #[test]
+fn what_only_later_rows_see_cannot_spoil_a_row() {
+    for dim in [3, 64, 80] {
+        let width = HEADS * dim;
+        let (keys, vals) = (values(PAGE_SIZE * width, 1), values(PAGE_SIZE * width, 2));
+        for path in CpuPath::available() {
+            // Few queries of a head and many.
+            for rows in [5, 9] {
+                let mut spoilt = [keys.clone(), vals.clone()];
+                for numbers in &mut spoilt {
+                    numbers[(rows - 1) * width..].fill(f32::NAN);
+                }
+                let out = chunks(path, 1, &[rows], spoilt.each_ref().map(Vec::as_slice));
+                let (before, last) = out.split_at((rows - 1) * width);
+                let clean = chunks(path, 1, &[rows], [&keys, &vals]);
+                assert_eq!(before, &clean[..before.len()], "{path}, {rows} rows of {dim}");
+                assert!(last.iter().all(|x| x.is_nan()), "{path}, {rows} rows of {dim}");
+            }
+        }
+    }
+}
+
+#[test]
 fn chunks_are_joined_alike_by_one_thread_and_by_many() {
     // Two chunks and the beginning of a third; enough to be shared.
     let (pages, len, dim) = (2 * CHUNK_PARTS + 1, 2 * CHUNK_PARTS * PAGE_SIZE + 5, 128);
@@ -104,8 +126,15 @@ fn chunks_are_joined_alike_by_one_thread_and_by_many() {
 
 #[test]
 fn a_group_of_heads_gives_the_same_bits_alone_and_in_a_span() {
+    // Heads of any size, and of a known one.
+    for dim in [20, 64] {
+        compare_a_group_of_heads(dim);
+    }
+}
+
+fn compare_a_group_of_heads(dim: usize) {
     // One row of seven queries a key head is scored as keys are stored, nine rows are not.
-    let (kv_heads, group, dim, pages) = (2, 7, 20, 20);
+    let (kv_heads, group, pages) = (2, 7, 20);
     let (width, kv_width) = (kv_heads * group * dim, kv_heads * dim);
     let [keys, vals] = [1, 2].map(|seed| values(pages * PAGE_SIZE * kv_width, seed));
     let (query, own) = (values(9 * width, 3), values(9 * kv_width, 4));

@@ -1,26 +1,69 @@
-//! Keys and values of a part, laid out for many queries.
+//! Many queries: keys are turned round and values widened head by head, so that 16 keys are scored in one
+//! go.
 
 use super::super::isa::Isa;
 use super::super::vector::Stored;
-use super::{MAX_RUN, Part};
+use super::steps::{add_values, turned_scores};
+use super::sums::Sums;
+use super::task::{Task, Visit, Way};
+use super::{MAX_RUN, Part, lines};
 
-/// A part's keys and values, of one head, for many queries. Beyond the part's end stays what was
-/// there: no one looks at it.
-pub(super) struct Prepared {
+/// A part's keys and values, of one head. Beyond the part's end stays what was there: no one looks at it.
+pub(super) struct Turned {
     /// `[head_dim][MAX_RUN]`
-    pub(super) keys: Vec<f32>,
+    keys: Vec<f32>,
     /// `[MAX_RUN][head_dim]`
-    pub(super) values: Vec<f32>,
+    values: Vec<f32>,
 }
 
-impl Prepared {
+impl<T: Stored> Way<T> for Turned {
+    #[inline(always)]
+    fn visit<I: Isa>(
+        &mut self,
+        isa: I,
+        task: &Task<'_, T>,
+        Visit { part, next, .. }: Visit<'_, T>,
+        query: &[f32],
+        sums: &mut Sums,
+    ) {
+        let dim = task.plan.head_dim;
+        let mut i = 0;
+        for head in task.heads.clone() {
+            if let Some(next) = next {
+                for key in 0..next.n {
+                    let at = key * next.stride + head * dim;
+                    for line in lines::<T>(dim) {
+                        isa.prefetch(&next.keys[at..at + dim], line);
+                        isa.prefetch(&next.values[at..at + dim], line);
+                    }
+                }
+            }
+            self.fill(isa, part, head * dim);
+            let (keys, values) = (&self.keys[..], (&self.values[..], dim));
+            for row in 0..task.rows.len() {
+                for _ in 0..task.group {
+                    let scores = turned_scores(isa, &query[i * dim..][..dim], keys);
+                    let view = task.view(part, row);
+                    if view.n > 0 {
+                        let weights = task.weights(isa, view, scores, (i, sums));
+                        let out = &mut sums.out[i * dim..][..dim];
+                        add_values(isa, &weights[..view.n], values, out);
+                    }
+                    i += 1;
+                }
+            }
+        }
+    }
+}
+
+impl Turned {
     pub(super) fn new(dim: usize) -> Self {
         Self { keys: vec![0.0; dim * MAX_RUN], values: vec![0.0; dim * MAX_RUN] }
     }
 
     /// Turns keys round and widens values.
     #[inline(always)]
-    pub(super) fn fill<T: Stored, I: Isa>(&mut self, isa: I, part: &Part<'_, T>, offset: usize) {
+    fn fill<T: Stored, I: Isa>(&mut self, isa: I, part: &Part<'_, T>, offset: usize) {
         let dim = self.keys.len() / MAX_RUN;
         let whole = dim / I::LANES * I::LANES;
         for first in (0..MAX_RUN).step_by(I::LANES) {
