@@ -3,7 +3,7 @@
 //! The score of a key is a chain of multiply-adds a vector lane over the head, and keys enter the
 //! softmax run by run. Some runs are a chunk with a softmax of its own, and chunks are joined in order:
 //! what a row computes does not depend on how many rows are computed with it, on which thread has
-//! which chunk, nor on which of the two ways of [`task`] its scores are found.
+//! which chunk, nor on whether keys are used as they are ([`stored`]) or turned round ([`turned`]).
 
 mod steps;
 mod stored;
