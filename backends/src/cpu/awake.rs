@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use rayon::Yield;
 
-/// How long a thread looks without finding anything: longer than what one thread does alone in a pass.
+/// How long a thread looks without finding anything, and how often at least: longer than a pass is silent
+/// between two things it shares. Then it sleeps until Rayon wakes it, for the rest of the pass.
 ///
 /// Rayon may hand looking to a thread that waits for the end of something it shared, in this pass, and
 /// that goes on only when it returns: if looking had no end of its own, both would wait for ever.
-const PATIENCE: Duration = Duration::from_micros(200);
+const PATIENCE: (Duration, usize) = (Duration::from_micros(200), 16);
 
 /// Passes of this process.
 static PASSES: AtomicUsize = AtomicUsize::new(0);
@@ -53,16 +54,17 @@ pub(super) fn run<R: Send>(compute: impl FnOnce() -> R + Send) -> R {
     })
 }
 
-/// Not beside another pass: a thread that waits for its own would look for work of the other one, and
-/// return to its own only when that is over.
+/// Not beside another pass: a thread that waits for its own would do work of the other one for as long as
+/// there is some.
 fn look_for_work(is_over: &AtomicBool, passes: &AtomicUsize) {
-    let mut found = Instant::now();
+    let (mut found, mut in_vain) = (Instant::now(), 0);
     while !is_over.load(Ordering::Relaxed) && passes.load(Ordering::Relaxed) <= 1 {
         if rayon::yield_now() == Some(Yield::Executed) {
-            found = Instant::now();
-        } else if found.elapsed() > PATIENCE {
+            (found, in_vain) = (Instant::now(), 0);
+        } else if in_vain >= PATIENCE.1 && found.elapsed() > PATIENCE.0 {
             return;
         } else {
+            in_vain += 1;
             // For whoever else wants this core.
             std::thread::yield_now();
         }
@@ -92,22 +94,26 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_is_done_until_the_pass_is_over_or_another_begins() {
-        let (is_over, passes) = (Arc::new(AtomicBool::new(false)), AtomicUsize::new(1));
-        pool(1).install(|| {
-            let is_over_too = Arc::clone(&is_over);
-            rayon::spawn(move || is_over_too.store(true, Ordering::Relaxed));
-            // The only thread there is finds that, or it would not return.
-            look_for_work(&is_over, &passes);
-        });
-        assert!(is_over.load(Ordering::Relaxed));
-        pool(1).install(|| look_for_work(&AtomicBool::new(false), &AtomicUsize::new(2)));
+    fn work_is_done_unless_the_pass_is_over_or_another_began() {
+        for (is_over, passes, is_done) in [(false, 1, true), (true, 1, false), (false, 2, false)] {
+            let done = Arc::new(AtomicBool::new(false));
+            // The only thread there is looks, so nobody else does it.
+            let was_done = pool(1).install(|| {
+                let done_too = Arc::clone(&done);
+                rayon::spawn(move || done_too.store(true, Ordering::Relaxed));
+                look_for_work(&AtomicBool::new(is_over), &AtomicUsize::new(passes));
+                done.load(Ordering::Relaxed)
+            });
+            assert_eq!(was_done, is_done, "{is_over}, {passes}");
+        }
     }
 
     #[test]
     fn a_thread_that_waits_for_what_it_shared_comes_back_from_looking() {
         let (looks, has_looked) = mpsc::channel();
         let (done, is_done) = mpsc::channel();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let is_over_too = Arc::clone(&is_over);
         std::thread::spawn(move || {
             pool(2).install(|| {
                 // Both threads are to look. This one finds that only in the join, when it has done its
@@ -117,7 +123,7 @@ mod tests {
                     if Some(thread.index()) == here {
                         looks.send(()).unwrap();
                     }
-                    look_for_work(&AtomicBool::new(false), &AtomicUsize::new(1));
+                    look_for_work(&is_over_too, &AtomicUsize::new(1));
                 });
                 let (shared, is_shared) = mpsc::channel();
                 rayon::join(
@@ -130,7 +136,9 @@ mod tests {
             });
             done.send(()).unwrap();
         });
-        assert_eq!(is_done.recv_timeout(Duration::from_secs(60)), Ok(()));
+        let ended = is_done.recv_timeout(Duration::from_secs(60));
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(ended, Ok(()));
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Few queries: keys and values are used as they are stored, each row of all heads from its beginning to
-//! its end, while the memory is asked for the rows to come. So computing and reading overlap, which takes
-//! both loops short enough for the one to hide behind the other.
+//! its end, while the memory is asked for the rows to come: so computing and reading overlap.
 
 use std::ops::Range;
 
@@ -11,7 +10,7 @@ use super::sums::Sums;
 use super::task::{MANY_QUERIES, Scores, Task, View, Visit, Way};
 use super::{MAX_RUN, Part, lines};
 
-/// Bytes from what is computed with to what the memory is asked for, at least.
+/// Bytes from what is computed with to what the memory is asked for, about; at most a part's keys.
 const AHEAD: usize = 8 << 10;
 /// Instead of the size of heads.
 const ANY: usize = 0;
@@ -60,7 +59,10 @@ impl AsStored {
         let each = task.each();
         let rows =
             Rows { stride: part.stride, start: task.heads.start * dim, end: task.heads.end * dim };
-        let ahead = AHEAD.div_ceil((rows.end - rows.start) * size_of::<T>()).min(n);
+        // Parts of vectors take longer: their values are added head by head, once all of them are here.
+        let by_heads = !dim.is_multiple_of(I::LANES);
+        let row_size = (rows.end - rows.start) * size_of::<T>();
+        let ahead = if by_heads { n } else { AHEAD.div_ceil(row_size).min(n) };
         let next_keys = next.map_or(&[][..], |next| next.keys);
         for key in 0..n {
             let row = rows.with_coming((part.keys, part.values), key, (n, ahead));
@@ -77,7 +79,7 @@ impl AsStored {
                 *scores = task.weights(isa, view, loaded(isa, scores), (i, sums));
             }
         }
-        if DIM == ANY {
+        if by_heads {
             return self.add_by_heads(isa, task, part, views, sums);
         }
         for key in 0..n {
@@ -115,6 +117,7 @@ struct Rows {
 }
 
 impl Rows {
+    #[inline(always)]
     fn at(&self, key: usize) -> Range<usize> {
         key * self.stride + self.start..key * self.stride + self.end
     }

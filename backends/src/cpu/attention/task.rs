@@ -107,6 +107,7 @@ pub(super) struct View {
 
 impl<'a, T: Stored> Task<'a, T> {
     /// Queries of a key head.
+    #[inline(always)]
     pub(super) fn each(&self) -> usize {
         self.rows.len() * self.group
     }
