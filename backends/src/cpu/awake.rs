@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use rayon::Yield;
 
-/// How long a thread looks without finding anything, and how often at least: longer than a pass is silent
-/// between two things it shares. Then it sleeps until Rayon wakes it, for the rest of the pass.
+/// How long a thread looks in vain: longer than a pass is silent between two things it shares. Then it
+/// sleeps until Rayon wakes it, for the rest of the pass.
 ///
 /// Rayon may hand looking to a thread that waits for the end of something it shared, in this pass, and
 /// that goes on only when it returns: if looking had no end of its own, both would wait for ever.
-const PATIENCE: (Duration, usize) = (Duration::from_micros(200), 16);
+const PATIENCE: Duration = Duration::from_micros(200);
+/// How often at least: who has given way to others for that long has not looked much.
+const LEAST_TRIES: usize = 16;
 
 /// Passes of this process.
 static PASSES: AtomicUsize = AtomicUsize::new(0);
@@ -61,7 +63,7 @@ fn look_for_work(is_over: &AtomicBool, passes: &AtomicUsize) {
     while !is_over.load(Ordering::Relaxed) && passes.load(Ordering::Relaxed) <= 1 {
         if rayon::yield_now() == Some(Yield::Executed) {
             (found, in_vain) = (Instant::now(), 0);
-        } else if in_vain >= PATIENCE.1 && found.elapsed() > PATIENCE.0 {
+        } else if in_vain >= LEAST_TRIES && found.elapsed() > PATIENCE {
             return;
         } else {
             in_vain += 1;
