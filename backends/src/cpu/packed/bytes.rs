@@ -1,6 +1,8 @@
 //! Quantised weights: bytes or nibbles in blocks of 32 with a scale, multiplied as integers with
 //! activations quantised alike.
 
+use std::ops::Range;
+
 use half::f16;
 use rayon::prelude::*;
 
@@ -156,6 +158,8 @@ impl Tiles for ByteTiles<'_> {
 trait Layout {
     /// Groups of four weights in one word of each output.
     const GROUPS: usize;
+    /// Words of an output in a block.
+    const STEPS: usize = ROW_WORDS / Self::GROUPS;
 
     /// The groups of a word, as bytes.
     fn groups<I: Isa>(isa: I, words: I::W) -> [I::W; 2];
@@ -200,6 +204,11 @@ const CHUNK: usize = 8;
 /// Rows whose sums are kept meanwhile: whole tiles.
 const ROWS_TOGETHER: usize = 6 * TILE_ROWS;
 
+/// Words of a block: its steps, of two lines each, and a line of scales.
+const fn stride<L: Layout>() -> usize {
+    L::STEPS * PANEL + SCALE_WORDS
+}
+
 #[inline(always)]
 fn panel_of<I: Isa, L: Layout>(
     isa: I,
@@ -207,12 +216,12 @@ fn panel_of<I: Isa, L: Layout>(
     panel: usize,
     target: &mut Target<'_>,
 ) {
-    let stride = ROW_WORDS / L::GROUPS * PANEL + SCALE_WORDS;
+    let stride = stride::<L>();
     let weights = &tiles.weights[panel * tiles.len * stride..][..tiles.len * stride];
     let (first, rows) = (panel * PANEL, tiles.rows());
     if tile_rows::<I>(0, rows) == rows {
         let mut sums = [0f32; TILE_ROWS * PANEL];
-        blocks::<I, L>(isa, tiles, (0, weights, weights), &mut sums);
+        blocks::<I, L>(isa, tiles, (0, weights, true), &mut sums);
         put(isa, &sums, (0, rows, first), target);
         return;
     }
@@ -223,8 +232,7 @@ fn panel_of<I: Isa, L: Layout>(
         for block in (0..tiles.len).step_by(CHUNK) {
             let chunk = &weights[block * stride..(block + CHUNK).min(tiles.len) * stride];
             // The memory is asked for what comes next by the first rows only.
-            let upcoming = if row == 0 { chunk } else { &[] };
-            blocks::<I, L>(isa, some, (block, chunk, upcoming), &mut sums);
+            blocks::<I, L>(isa, some, (block, chunk, row == 0), &mut sums);
         }
         put(isa, &sums, (row, together, first), target);
     }
@@ -248,13 +256,13 @@ fn put<I: Isa>(
     }
 }
 
-/// Adds some blocks to the sums `[rows, PANEL]` of all rows. `weights` are those from `first` on;
-/// behind `upcoming` lies what is read next, if the memory is to be asked for it.
+/// Adds some blocks to the sums `[rows, PANEL]` of all rows. `weights` are those from `first` on; behind
+/// them lies what is read next, and the memory may be asked for it.
 #[inline(always)]
 fn blocks<I: Isa, L: Layout>(
     isa: I,
     tiles: ByteTiles<'_>,
-    (first, weights, upcoming): (usize, &[u32], &[u32]),
+    (first, weights, asks): (usize, &[u32], bool),
     sums: &mut [f32],
 ) {
     let rows = tiles.rows();
@@ -264,9 +272,9 @@ fn blocks<I: Isa, L: Layout>(
         while row < rows {
             let together = tile_rows::<I>(row, rows);
             // Every tile asks for its share: the memory has as much to do all the time.
-            let share = [row, row + together].map(|row| upcoming.len() * row / rows);
-            let upcoming = if lane == 0 { &upcoming[share[0]..share[1]] } else { &[] };
-            let part = Part { first, weights, upcoming, row, lane };
+            let share = [row, row + together].map(|row| (L::STEPS + 1) * row / rows);
+            let asking = if asks && lane == 0 { share[0]..share[1] } else { 0..0 };
+            let part = Part { first, weights, asking, row, lane };
             match together {
                 8 => tile::<I, L, 8>(isa, tiles, part, sums),
                 7 => tile::<I, L, 7>(isa, tiles, part, sums),
@@ -293,11 +301,11 @@ fn tile_rows<I: Isa>(row: usize, rows: usize) -> usize {
 }
 
 /// Some blocks of a panel, two vectors of its outputs, and the first of some rows.
-#[derive(Clone, Copy)]
 struct Part<'a> {
     first: usize,
     weights: &'a [u32],
-    upcoming: &'a [u32],
+    /// Steps of each, the scales being the last, at which the memory is asked for others.
+    asking: Range<usize>,
     row: usize,
     lane: usize,
 }
@@ -307,11 +315,11 @@ struct Part<'a> {
 fn tile<I: Isa, L: Layout, const R: usize>(
     isa: I,
     tiles: ByteTiles<'_>,
-    Part { first, weights, upcoming, row, lane }: Part<'_>,
+    Part { first, weights, asking, row, lane }: Part<'_>,
     to: &mut [f32],
 ) {
-    let words = ROW_WORDS / L::GROUPS * PANEL;
-    let count = weights.len() / (words + SCALE_WORDS);
+    let words = stride::<L>() - SCALE_WORDS;
+    let count = weights.len() / stride::<L>();
     let (tile_first, in_tile) = (row / TILE_ROWS * TILE_ROWS, row % TILE_ROWS);
     let aside = (tiles.rows() - tile_first).min(TILE_ROWS);
     let x = &tiles.x[tile_first * tiles.len + first * aside..][..count * aside];
@@ -320,32 +328,34 @@ fn tile<I: Isa, L: Layout, const R: usize>(
         let to = &to[(row + r) * PANEL + lane..];
         sums[r] = [isa.load(to), isa.load(&to[I::LANES..])];
     }
-    let upcoming_words = upcoming.len() / count;
     for block in 0..count {
-        let mut word = 0;
-        while word < upcoming_words {
-            isa.prefetch_once(&upcoming[block * upcoming_words + word..], AHEAD);
-            word += WORDS_OF_LINE;
-        }
         let x = &x[block * aside + in_tile..][..R];
-        let weights = &weights[block * (words + SCALE_WORDS)..][..words + SCALE_WORDS];
+        let weights = &weights[block * stride::<L>()..][..stride::<L>()];
         let mut dots = [[isa.splat_word(0); 2]; R];
         for r in 0..R {
             dots[r] = [isa.splat_word(x[r][OFFSET].cast_signed()); 2];
         }
-        for word in 0..ROW_WORDS / L::GROUPS {
-            let at = &weights[word * PANEL + lane..];
+        for step in 0..L::STEPS {
+            let at = &weights[step * PANEL + lane..];
+            // Line by line as they are read: of many at once the memory keeps the last ones waiting.
+            if asking.contains(&step) {
+                isa.prefetch_once(at, AHEAD);
+                isa.prefetch_once(at, AHEAD + WORDS_OF_LINE);
+            }
             let w = [
                 L::groups(isa, isa.load_words(at)),
                 L::groups(isa, isa.load_words(&at[I::LANES..])),
             ];
             for group in 0..L::GROUPS {
                 for r in 0..R {
-                    let x = x[r][word * L::GROUPS + group];
+                    let x = x[r][step * L::GROUPS + group];
                     dots[r][0] = isa.dot_bytes(dots[r][0], w[0][group], x);
                     dots[r][1] = isa.dot_bytes(dots[r][1], w[1][group], x);
                 }
             }
+        }
+        if asking.contains(&L::STEPS) {
+            isa.prefetch_once(&weights[words..], AHEAD);
         }
         let scales: &[f16] = bytemuck::cast_slice(&weights[words..]);
         let scales = [isa.load_f16(&scales[lane..]), isa.load_f16(&scales[lane + I::LANES..])];
