@@ -31,7 +31,7 @@ pub use dtype::{DTypeChoice, Precision, Quantize, WeightChoice};
 pub use error::DeviceError;
 pub use kernel_options::{KernelChoice, KernelOptions, Switch, configure_kernels, kernel_options};
 pub use kv::{KvPool, KvShape};
-pub use mapping::{map_file, map_weights, tensor_data};
+pub use mapping::{map_file, tensor_data};
 pub use provider::{
     CpuProvider, DeviceInfo, DeviceLoad, DeviceMonitor, DeviceProvider, OpenDevice, list_devices,
     open_device,

@@ -2,27 +2,21 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 
 use burn::tensor::{AllocationProperty, DType, TensorData};
 use bytes::Bytes;
+use cubecl_environment::bytes::{AccessError, AccessPolicy, AllocationController};
 use memmap2::{Mmap, MmapMut, MmapOptions};
 
-/// Maps `len` bytes from `offset` on, to be read only. Pages are read from disk as they are touched
-/// and dropped with the last handle.
+/// Maps `len` bytes from `offset` on, to be read only. Pages are read from disk as they are touched and
+/// dropped with the last handle; they are large ones if the file system has them and the file is not yet in
+/// memory in small ones.
 ///
 /// # Errors
 /// When the file is shorter than that, or cannot be mapped.
 pub fn map_file(file: &File, offset: u64, len: usize) -> io::Result<Bytes> {
-    Ok(mapped(file, offset, len)?.map_or_else(Bytes::new, Bytes::from_owner))
-}
-
-/// The same for what is read whole, and often: in large pages, if the file system has them and the file
-/// is not yet in memory in small ones.
-///
-/// # Errors
-/// As [`map_file`].
-pub fn map_weights(file: &File, offset: u64, len: usize) -> io::Result<Bytes> {
     let Some(mapped) = mapped(file, offset, len)? else { return Ok(Bytes::new()) };
     // Without them it is slower, nothing else.
     #[cfg(target_os = "linux")]
@@ -55,13 +49,18 @@ pub(crate) enum WordMemory {
 
 impl WordMemory {
     pub(crate) fn zeros(len: usize) -> Self {
-        let size = len * size_of::<u32>();
-        let mapped = (size >= LARGE).then(|| MmapMut::map_anon(size).ok()).flatten();
-        let Some(mapped) = mapped else { return Self::Allocated(vec![0; len]) };
-        #[cfg(target_os = "linux")]
-        let _ = mapped.advise(memmap2::Advice::HugePage);
-        Self::Mapped(mapped)
+        zero_pages(len * size_of::<u32>())
+            .map_or_else(|| Self::Allocated(vec![0; len]), Self::Mapped)
     }
+}
+
+/// Memory of its own, zero and untouched, in large pages where the system has them; `None` for less than
+/// one, or if the system does not map it.
+fn zero_pages(size: usize) -> Option<MmapMut> {
+    let mapped = (size >= LARGE).then(|| MmapMut::map_anon(size).ok()).flatten()?;
+    #[cfg(target_os = "linux")]
+    let _ = mapped.advise(memmap2::Advice::HugePage);
+    Some(mapped)
 }
 
 impl Deref for WordMemory {
@@ -103,6 +102,53 @@ pub fn tensor_data<const D: usize>(bytes: Bytes, shape: [usize; D], dtype: DType
     TensorData::from_bytes(bytes, shape, dtype)
 }
 
+/// Numbers of `dtype` that are 0, `len` of them, in pages as [`WordMemory`] has them: what is cached of
+/// sequences is read whole in every pass, too. `None` where that is not to be had.
+pub(crate) fn zero_data(len: usize, dtype: DType) -> Option<TensorData> {
+    let pages = zero_pages(len * dtype.size())?;
+    Some(TensorData::from_bytes(Pages(pages).into_bytes(), [len], dtype))
+}
+
+/// Pages as Burn holds the memory of a tensor.
+struct Pages(MmapMut);
+
+impl Pages {
+    #[expect(unsafe_code, reason = "whether all of the memory has a value is for us to know")]
+    fn into_bytes(self) -> burn::tensor::Bytes {
+        let len = self.0.len();
+        // SAFETY: the system maps pages that are zero, so all `len` bytes have a value.
+        unsafe { burn::tensor::Bytes::from_controller(Box::new(self), len) }
+    }
+}
+
+impl AllocationController for Pages {
+    fn alloc_align(&self) -> usize {
+        // Of more than any number; pages themselves begin at rounder addresses.
+        align_of::<u64>()
+    }
+
+    fn property(&self) -> AllocationProperty {
+        AllocationProperty::Other
+    }
+
+    #[expect(unsafe_code, reason = "Burn's memory may be without a value")]
+    unsafe fn memory_mut(
+        &mut self,
+        _: AccessPolicy,
+    ) -> Result<&mut [MaybeUninit<u8>], AccessError> {
+        let bytes: *mut [u8] = &mut self.0[..];
+        // SAFETY: the same bytes, borrowed as `self` is; that they keep values is what the caller promises.
+        Ok(unsafe { &mut *(bytes as *mut [MaybeUninit<u8>]) })
+    }
+
+    #[expect(unsafe_code, reason = "Burn's memory may be without a value")]
+    fn memory(&self, _: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
+        let bytes: *const [u8] = &self.0[..];
+        // SAFETY: the same bytes, borrowed as `self` is; a byte with a value is one that may have none.
+        Ok(unsafe { &*(bytes as *const [MaybeUninit<u8>]) })
+    }
+}
+
 #[expect(unsafe_code, reason = "the system call cannot promise that no one changes the file")]
 fn map(file: &File, offset: u64, len: usize) -> io::Result<Mmap> {
     // SAFETY: the range was checked to lie inside the file, and the mapping is private and never
@@ -116,6 +162,8 @@ fn map(file: &File, offset: u64, len: usize) -> io::Result<Mmap> {
 mod tests {
     use std::io::Write;
 
+    use burn::tensor::{Device, Tensor, bf16};
+
     use super::*;
 
     #[test]
@@ -123,16 +171,14 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         let content: Vec<u8> = (0..10_000u32).map(|i| (i % 251) as u8).collect();
         file.write_all(&content).unwrap();
-        for map in [map_file, map_weights] {
-            for (offset, len) in [(0, 10_000), (0, 1), (9_999, 1), (4_096, 4_096), (4_097, 5_903)] {
-                let mapped = map(&file, offset as u64, len).unwrap();
-                assert_eq!(mapped[..], content[offset..offset + len]);
-            }
-            assert!(map(&file, 10_000, 0).unwrap().is_empty());
-            for (offset, len) in [(0, 10_001), (9_999, 2), (10_001, 0), (u64::MAX, 1)] {
-                let error = map(&file, offset, len).unwrap_err();
-                assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{offset} {len}");
-            }
+        for (offset, len) in [(0, 10_000), (0, 1), (9_999, 1), (4_096, 4_096), (4_097, 5_903)] {
+            let mapped = map_file(&file, offset as u64, len).unwrap();
+            assert_eq!(mapped[..], content[offset..offset + len]);
+        }
+        assert!(map_file(&file, 10_000, 0).unwrap().is_empty());
+        for (offset, len) in [(0, 10_001), (9_999, 2), (10_001, 0), (u64::MAX, 1)] {
+            let error = map_file(&file, offset, len).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{offset} {len}");
         }
     }
 
@@ -145,6 +191,31 @@ mod tests {
             memory.iter_mut().zip(1..).for_each(|(word, n)| *word = n);
             assert!(memory.iter().zip(1..).all(|(&word, n)| word == n), "{len}");
         }
+    }
+
+    #[test]
+    fn a_tensor_of_pages_is_zero_and_is_written_where_it_is() {
+        let len = LARGE / 2;
+        for dtype in [DType::F32, DType::BF16] {
+            assert!(zero_data(LARGE / dtype.size() - 1, dtype).is_none(), "less than a page");
+        }
+        let data = zero_data(len, DType::BF16).unwrap();
+        let address = data.as_bytes().as_ptr();
+        assert_eq!((data.as_bytes().len(), address.align_offset(4096)), (2 * len, 0));
+        assert!(data.as_slice::<bf16>().unwrap().iter().all(|&x| x == bf16::ZERO));
+        let tensor = Tensor::<1>::from_data(data, (&Device::flex(), DType::BF16));
+        let ones = Tensor::ones([1], (&Device::flex(), DType::BF16));
+        let tensor = tensor.slice_assign([len - 1..len], ones);
+        let copy = tensor.clone();
+        let first = Tensor::ones([1], (&Device::flex(), DType::BF16));
+        let other = tensor.slice_assign([0..1], first);
+        let (copy, other) = (copy.into_data(), other.into_data());
+        assert_eq!(copy.as_bytes().as_ptr(), address, "neither uploading nor writing moves it");
+        let ends = |data: &TensorData| {
+            let values = data.as_slice::<bf16>().unwrap();
+            [values[0], values[1], values[len - 1]].map(bf16::to_f32)
+        };
+        assert_eq!((ends(&copy), ends(&other)), ([0.0, 0.0, 1.0], [1.0, 0.0, 1.0]));
     }
 
     #[test]

@@ -7,6 +7,9 @@
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
+use crate::cpu;
+use crate::mapping::zero_data;
+
 /// Puts floats on a device, in their dtype.
 #[must_use]
 pub fn upload<const D: usize>(data: TensorData, device: &Device) -> Tensor<D> {
@@ -31,7 +34,13 @@ fn flat<const D: usize>(data: TensorData) -> ([usize; D], TensorData) {
 
 /// Zeros on a device.
 pub(crate) fn zeros(dims: [usize; 2], dtype: DType, device: &Device) -> Tensor<2> {
-    Tensor::<1>::zeros([dims[0] * dims[1]], (device, dtype)).reshape(dims)
+    let len = dims[0] * dims[1];
+    let of_pages = if cpu::is_flex(device) { zero_data(len, dtype) } else { None };
+    let flat = match of_pages {
+        Some(data) => Tensor::<1>::from_data(data, (device, dtype)),
+        None => Tensor::zeros([len], (device, dtype)),
+    };
+    flat.reshape(dims)
 }
 
 #[cfg(test)]

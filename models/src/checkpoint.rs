@@ -6,7 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use dfastllm_backends::{Bytes, DType, map_file, map_weights};
+use dfastllm_backends::{Bytes, DType, map_file};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
@@ -35,17 +35,28 @@ pub(crate) struct StoredTensor {
 
 #[derive(Debug, Clone)]
 enum Source {
+    /// Each tensor is mapped by itself when it is wanted, so that those that are packed at load leave the
+    /// memory one by one.
     Disk(Arc<File>),
+    /// All of a file whose weights are used as they lie there: mapped in one piece, matrices have no
+    /// beginnings and ends of their own, which would be in small pages.
+    Whole(Bytes),
     Program(&'static [u8]),
 }
 
 impl StoredTensor {
+    /// Whether it may be a packed weight.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.dtype == DType::U32
+    }
+
     /// Its bytes, not copied: pages stay in memory as long as the result lives.
     pub(crate) fn bytes(&self) -> Result<Bytes, LoadError> {
         let Range { start, end } = self.range;
         match &self.source {
-            Source::Disk(file) => map_weights(file, start as u64, end - start)
+            Source::Disk(file) => map_file(file, start as u64, end - start)
                 .map_err(|source| LoadError::Io { file: self.file.clone(), source }),
+            Source::Whole(content) => Ok(content.slice(start..end)),
             Source::Program(content) => Ok(Bytes::from_static(&content[start..end])),
         }
     }
@@ -108,7 +119,13 @@ fn open_file(files: &ModelFiles, shard: &str) -> Result<Vec<(String, StoredTenso
                 .metadata()
                 .and_then(|data| map_file(&file, 0, data.len() as usize))
                 .map_err(|source| LoadError::Io { file: path.clone(), source })?;
-            tensors_of(&whole, &path, &Source::Disk(file))
+            let mut tensors = tensors_of(&whole, &path, &Source::Disk(file))?;
+            if tensors.iter().any(|(_, tensor)| tensor.is_packed()) {
+                for (_, tensor) in &mut tensors {
+                    tensor.source = Source::Whole(whole.clone());
+                }
+            }
+            Ok(tensors)
         }
         ModelFiles::Builtin { .. } => {
             let content = files.builtin(shard).ok_or_else(|| files.missing(shard, ""))?;
@@ -154,4 +171,27 @@ fn missing_hint(folder: &std::path::Path, shard: &str) -> String {
         return " (the folder does not exist)".to_owned();
     }
     if shard == SINGLE { format!(" and no {INDEX}") } else { format!(", which {INDEX} names") }
+}
+
+#[cfg(test)]
+mod tests {
+    use dfastllm_backends::{DTypeChoice, Quantize, WeightChoice};
+
+    use super::*;
+    use crate::{builtin_files, write_packed};
+
+    #[test]
+    fn packed_weights_are_mapped_in_one_piece() {
+        let (files, folder) = (builtin_files("tiny-phi").unwrap(), tempfile::tempdir().unwrap());
+        let choice = WeightChoice { dtype: DTypeChoice::Auto, quantize: Quantize::Int8 };
+        write_packed(&files, choice, folder.path(), &|_, _| {}).unwrap();
+        let tensors = open(&ModelFiles::Folder(folder.path().to_owned())).unwrap();
+        let begins = tensors.values().map(|tensor| {
+            let bytes = tensor.bytes().unwrap();
+            assert_eq!(bytes.len(), tensor.range.len());
+            bytes.as_ptr() as usize - tensor.range.start
+        });
+        let begins: Vec<usize> = begins.collect();
+        assert!(begins.len() > 10 && begins.iter().all(|&begin| begin == begins[0]));
+    }
 }
