@@ -5,6 +5,7 @@
 //! does not depend on how many rows are computed with it or on the number of threads: a row's
 //! result is bitwise the same alone and in any batch.
 
+mod aligned;
 mod attention;
 mod awake;
 mod buffers;

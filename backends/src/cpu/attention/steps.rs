@@ -76,6 +76,18 @@ pub(super) fn score<T: Stored, I: Isa>(isa: I, mut query: &[f32], mut key: &[T])
     isa.sum(chains)
 }
 
+/// The same for heads of whole vectors, of a size that is known where it is compiled.
+#[inline(always)]
+pub(super) fn whole_score<T: Stored, I: Isa>(isa: I, query: &[f32], key: &[T]) -> f32 {
+    let mut chains = isa.zero();
+    let mut at = 0;
+    while at < query.len() {
+        chains = isa.madd(isa.load(&query[at..]), T::load(isa, &key[at..]), chains);
+        at += I::LANES;
+    }
+    isa.sum(chains)
+}
+
 /// The first `N` vectors of a head; returns `N`.
 #[inline(always)]
 fn add_products<T: Stored, I: Isa, const N: usize>(

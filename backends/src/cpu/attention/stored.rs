@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::super::isa::Isa;
 use super::super::vector::Stored;
-use super::steps::{add_value, add_values, loaded, score};
+use super::steps::{add_value, add_values, loaded, score, whole_score};
 use super::sums::Sums;
 use super::task::{MANY_QUERIES, Scores, Task, View, Visit, Way};
 use super::{MAX_RUN, Part, lines};
@@ -20,7 +20,7 @@ pub(super) struct AsStored(Vec<Scores>);
 
 impl AsStored {
     pub(super) fn new(queries: usize) -> Self {
-        Self(vec![[0.0; MAX_RUN]; queries])
+        Self(vec![Scores([0.0; MAX_RUN]); queries])
     }
 }
 
@@ -76,7 +76,7 @@ impl AsStored {
         for (i, scores) in self.0.iter_mut().enumerate() {
             let view = views[i % each];
             if view.n > 0 {
-                *scores = task.weights(isa, view, loaded(isa, scores), (i, sums));
+                scores.0 = task.weights(isa, view, loaded(isa, &scores.0), (i, sums));
             }
         }
         if by_heads {
@@ -103,7 +103,7 @@ impl AsStored {
         for (head, weights) in task.heads.clone().zip(self.0.chunks(views.len())) {
             for ((view, weights), sum) in views.iter().zip(weights).zip(&mut sums) {
                 let values = (&part.values[head * dim..], part.stride);
-                add_values(isa, &weights[..view.n], values, sum);
+                add_values(isa, &weights.0[..view.n], values, sum);
             }
         }
     }
@@ -157,7 +157,11 @@ fn score_heads<T: Stored, I: Isa>(
         ask_for(isa, &coming[at..at + dim]);
         let row = &row[at..at + dim];
         for scores in scores {
-            scores[key] = score(isa, &queries[..dim], row);
+            let query = &queries[..dim];
+            scores.0[key] = match dim.is_multiple_of(I::LANES) {
+                true => whole_score(isa, query, row),
+                false => score(isa, query, row),
+            };
             queries = &queries[dim..];
         }
         at += dim;
@@ -180,7 +184,7 @@ fn add_heads<T: Stored, I: Isa>(
         let row = &row[at..at + dim];
         for (view, weights) in views.iter().zip(weights) {
             if key < view.n {
-                add_value(isa, weights[key], row, &mut sums[query..query + dim]);
+                add_value(isa, weights.0[key], row, &mut sums[query..query + dim]);
             }
             query += dim;
         }

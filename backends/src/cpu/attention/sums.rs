@@ -1,5 +1,6 @@
 //! What queries have summed up so far, and how chunks are joined.
 
+use super::super::aligned::Aligned;
 use super::super::isa::{Isa, Kernel};
 use super::super::vector::{Stored, exp};
 use super::task::Task;
@@ -18,12 +19,12 @@ const NOTHING: Running = Running { max: f32::NEG_INFINITY, sum: 0.0 };
 pub(super) struct Sums {
     pub(super) running: Vec<Running>,
     /// `[queries, head_dim]`, not divided yet.
-    pub(super) out: Vec<f32>,
+    pub(super) out: Aligned,
 }
 
 impl Sums {
     pub(super) fn new(queries: usize, dim: usize) -> Self {
-        Self { running: vec![NOTHING; queries], out: vec![0.0; queries * dim] }
+        Self { running: vec![NOTHING; queries], out: Aligned::zeros(queries * dim) }
     }
 
     pub(super) fn clear(&mut self) {

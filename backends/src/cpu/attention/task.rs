@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::aligned::Aligned;
 use super::super::isa::{Isa, Kernel};
 use super::super::vector::Stored;
 use super::steps::{Lanes, hide, softmax_step};
@@ -31,7 +32,9 @@ pub(super) struct Task<'a, T> {
 }
 
 /// Scores of a part's keys.
-pub(super) type Scores = [f32; MAX_RUN];
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Scores(pub(super) [f32; MAX_RUN]);
 
 /// How a task's queries go over a part of its keys. Queries stand in the order of [`Task::places`].
 pub(super) trait Way<T: Stored> {
@@ -165,12 +168,14 @@ impl<'a, T: Stored> Task<'a, T> {
     }
 
     /// Its queries, divided by what scores are divided by.
-    fn gathered(&self) -> Vec<f32> {
+    fn gathered(&self) -> Aligned {
         let dim = self.plan.head_dim;
         let scale = 1.0 / (dim as f32).sqrt();
-        let mut query = Vec::with_capacity(self.queries() * dim);
-        for place in self.places() {
-            query.extend(self.query[place].iter().map(|x| x * scale));
+        let mut query = Aligned::zeros(self.queries() * dim);
+        for (place, to) in self.places().zip(query.chunks_mut(self.group * dim)) {
+            for (to, x) in to.iter_mut().zip(&self.query[place]) {
+                *to = x * scale;
+            }
         }
         query
     }
@@ -218,7 +223,7 @@ impl<'a, T: Stored> Task<'a, T> {
         view: View,
         mut scores: Lanes<I>,
         (i, sums): (usize, &mut Sums),
-    ) -> Scores {
+    ) -> [f32; MAX_RUN] {
         let dim = self.plan.head_dim;
         hide(isa, &mut scores, view.n, view.hidden);
         softmax_step(isa, scores, &mut sums.running[i], &mut sums.out[i * dim..][..dim])

@@ -1,6 +1,7 @@
 //! Many queries: keys are turned round and values widened head by head, so that 16 keys are scored in one
 //! go.
 
+use super::super::aligned::Aligned;
 use super::super::isa::Isa;
 use super::super::vector::Stored;
 use super::steps::{add_values, turned_scores};
@@ -11,9 +12,9 @@ use super::{MAX_RUN, Part, lines};
 /// A part's keys and values, of one head. Beyond the part's end stays what was there: no one looks at it.
 pub(super) struct Turned {
     /// `[head_dim][MAX_RUN]`
-    keys: Vec<f32>,
+    keys: Aligned,
     /// `[MAX_RUN][head_dim]`
-    values: Vec<f32>,
+    values: Aligned,
 }
 
 impl<T: Stored> Way<T> for Turned {
@@ -58,7 +59,7 @@ impl<T: Stored> Way<T> for Turned {
 
 impl Turned {
     pub(super) fn new(dim: usize) -> Self {
-        Self { keys: vec![0.0; dim * MAX_RUN], values: vec![0.0; dim * MAX_RUN] }
+        Self { keys: Aligned::zeros(dim * MAX_RUN), values: Aligned::zeros(dim * MAX_RUN) }
     }
 
     /// Turns keys round and widens values.
