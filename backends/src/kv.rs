@@ -42,7 +42,8 @@ pub struct KvPool {
 }
 
 impl KvPool {
-    /// Allocates all pages at once.
+    /// Reserves all pages at once. On CPU the system gives memory as they are first written, some
+    /// milliseconds of a pass now and then: the start does not wait for gigabytes that are cleared.
     #[must_use]
     pub fn new(shape: KvShape, dtype: DType, device: &Device) -> Self {
         // A tensor needs at least one row, also when no page is ever used.
@@ -119,6 +120,12 @@ impl KvPool {
             return;
         }
         let [from, to] = [from, to].map(|page| page as usize * size..(page as usize + 1) * size);
+        if cpu::is_flex(&self.device) {
+            for store in self.keys.iter_mut().chain(&mut self.values) {
+                store.inplace(|pages| cpu::copy_rows(pages, from.clone(), to.start));
+            }
+            return;
+        }
         for store in self.keys.iter_mut().chain(&mut self.values) {
             let part = store.clone().slice([from.clone()]);
             store.inplace(|pages| pages.slice_assign([to.clone(), 0..self.shape.width], part));
@@ -134,5 +141,46 @@ impl KvPool {
     #[must_use]
     pub fn layer(&self, layer: usize) -> (&Tensor<2>, &Tensor<2>) {
         (&self.keys[layer], &self.values[layer])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Flex;
+    use burn::tensor::{TensorData, bf16};
+
+    use super::*;
+
+    fn page_of(pool: &KvPool, page: usize) -> Vec<f32> {
+        let slots = page * pool.shape.page_size..(page + 1) * pool.shape.page_size;
+        pool.keys[0].clone().slice([slots]).into_data().iter::<f32>().collect()
+    }
+
+    fn address(pool: &KvPool) -> *const bf16 {
+        let keys = pool.keys[0].clone().try_into_primitive::<Flex>().unwrap();
+        keys.as_slice::<bf16>().unwrap().as_ptr()
+    }
+
+    #[test]
+    fn pages_are_copied_and_stay_where_they_are() {
+        // Tensors of 2 MiB, which have large pages.
+        let shape = KvShape { layers: 1, width: 64, page_size: 16, pages: 1024 };
+        let mut pool = KvPool::new(shape, DType::BF16, &Device::flex());
+        let begin = address(&pool);
+        assert_eq!(begin.align_offset(4096), 0, "pages of the system");
+        let values: Vec<f32> = (0..16 * 64).map(|i| (i % 251) as f32).collect();
+        let data = TensorData::new(values.clone(), [16, 64]).convert::<bf16>();
+        let written = Tensor::from_data(data, (&Device::flex(), DType::BF16));
+        pool.keys[0].inplace(|pages| pages.slice_assign([48..64, 0..64], written));
+        pool.copy_page(3, 1023);
+        pool.copy_page(1023, 0);
+        pool.copy_page(3, 3);
+        for page in [0, 3, 1023] {
+            assert_eq!(page_of(&pool, page), values, "page {page}");
+        }
+        for page in [1, 2, 4, 1022] {
+            assert_eq!(page_of(&pool, page), [0.0; 16 * 64], "page {page}");
+        }
+        assert_eq!(address(&pool), begin);
     }
 }

@@ -11,8 +11,8 @@ use cubecl_environment::bytes::{AccessError, AccessPolicy, AllocationController}
 use memmap2::{Mmap, MmapMut, MmapOptions};
 
 /// Maps `len` bytes from `offset` on, to be read only. Pages are read from disk as they are touched and
-/// dropped with the last handle; they are large ones if the file system has them and the file is not yet in
-/// memory in small ones.
+/// dropped with the last handle; on Linux they are large ones if the file system has them and the file is
+/// not yet in memory in small ones.
 ///
 /// # Errors
 /// When the file is shorter than that, or cannot be mapped.
@@ -103,27 +103,33 @@ pub fn tensor_data<const D: usize>(bytes: Bytes, shape: [usize; D], dtype: DType
 }
 
 /// Numbers of `dtype` that are 0, `len` of them, in pages as [`WordMemory`] has them: what is cached of
-/// sequences is read whole in every pass, too. `None` where that is not to be had.
+/// sequences is read whole in every pass, too. The system gives memory as they are first written. `None`
+/// where that is not to be had.
 pub(crate) fn zero_data(len: usize, dtype: DType) -> Option<TensorData> {
     let pages = zero_pages(len * dtype.size())?;
     Some(TensorData::from_bytes(Pages(pages).into_bytes(), [len], dtype))
 }
 
-/// Pages as Burn holds the memory of a tensor.
+/// Pages as Burn holds the memory of a tensor. It never takes them over as a `Vec` ([`try_detach`] gives
+/// none): they are the system's.
+///
+/// [`try_detach`]: AllocationController::try_detach
 struct Pages(MmapMut);
 
 impl Pages {
     #[expect(unsafe_code, reason = "whether all of the memory has a value is for us to know")]
     fn into_bytes(self) -> burn::tensor::Bytes {
         let len = self.0.len();
-        // SAFETY: the system maps pages that are zero, so all `len` bytes have a value.
+        // SAFETY: the system maps pages that are zero, so all `len` bytes have a value. Burn sends its
+        // bytes to other threads, and a mapping may go there.
         unsafe { burn::tensor::Bytes::from_controller(Box::new(self), len) }
     }
 }
 
 impl AllocationController for Pages {
     fn alloc_align(&self) -> usize {
-        // Of more than any number; pages themselves begin at rounder addresses.
+        // A copy is allocated with it: that of the largest number, and no more than Burn's own. Pages
+        // themselves begin at rounder addresses.
         align_of::<u64>()
     }
 

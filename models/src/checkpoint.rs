@@ -1,4 +1,4 @@
-//! Safetensors files of a checkpoint, single or sharded, mapped tensor by tensor.
+//! Safetensors files of a checkpoint, single or sharded, mapped tensor by tensor, or whole if packed.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -178,7 +178,7 @@ mod tests {
     use dfastllm_backends::{DTypeChoice, Quantize, WeightChoice};
 
     use super::*;
-    use crate::{builtin_files, write_packed};
+    use crate::{builtin_files, synth_tensors, write_packed, write_synth};
 
     #[test]
     fn packed_weights_are_mapped_in_one_piece() {
@@ -193,5 +193,16 @@ mod tests {
         });
         let begins: Vec<usize> = begins.collect();
         assert!(begins.len() > 10 && begins.iter().all(|&begin| begin == begins[0]));
+    }
+
+    #[test]
+    fn what_is_packed_at_load_is_mapped_tensor_by_tensor() {
+        let config = builtin_files("tiny-phi").unwrap().required_json("config.json").unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let tensors = synth_tensors(&config, DType::BF16, 7).unwrap();
+        write_synth(folder.path(), &config, tensors, &|_| {}).unwrap();
+        let tensors = open(&ModelFiles::Folder(folder.path().to_owned())).unwrap();
+        assert!(tensors.len() > 10);
+        assert!(tensors.values().all(|tensor| matches!(tensor.source, Source::Disk(_))));
     }
 }

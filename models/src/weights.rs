@@ -96,7 +96,7 @@ impl Weights {
             (self.device.clone(), self.precision);
         let matrix = if let Some(format) = self.packed {
             let shape = PackedMatrix::words_of(format, [out, inp]);
-            let bytes = self.read(&name, &shape, |stored| stored.dtype == DType::U32);
+            let bytes = self.read(&name, &shape, StoredTensor::is_packed);
             bytes.and_then(|bytes| PackedMatrix::from_bytes(bytes, format, [out, inp]))
         } else if quantize != Quantize::None {
             // Quantised by the host, whatever the device.

@@ -2,11 +2,13 @@
 
 use std::ops::{Deref, DerefMut};
 
-/// Numbers of a cache line.
-const LINE: usize = 64 / size_of::<f32>();
+/// Bytes of a line of the cache.
+pub(super) const CACHE_LINE: usize = 64;
+/// Numbers of one.
+const LINE: usize = CACHE_LINE / size_of::<f32>();
 
-/// Numbers that begin where a cache line does. Memory as it comes begins a quarter into one, and every
-/// vector of the widest kind that is loaded from or stored to it takes two lines.
+/// Numbers that begin where a cache line does. Memory as it comes may begin inside of one: then every vector
+/// of the widest kind that is loaded from or stored to it takes two lines.
 #[derive(Debug)]
 pub(super) struct Aligned {
     numbers: Vec<f32>,
@@ -16,8 +18,8 @@ pub(super) struct Aligned {
 impl Aligned {
     pub(super) fn zeros(len: usize) -> Self {
         let numbers = vec![0.0; len + LINE - 1];
-        // Where the distance cannot be had, memory is used as it comes.
-        let first = numbers.as_ptr().align_offset(size_of::<[f32; LINE]>()).min(LINE - 1);
+        // The distance may be unknown; then it is slower, nothing else.
+        let first = numbers.as_ptr().align_offset(CACHE_LINE).min(LINE - 1);
         Self { numbers, first }
     }
 }
@@ -47,7 +49,7 @@ mod tests {
             // Kept side by side, so that not all have the same address.
             let mut many: Vec<Aligned> = (0..10).map(|_| Aligned::zeros(len)).collect();
             for some in &mut many {
-                assert_eq!((some.len(), some.as_ptr() as usize % 64), (len, 0));
+                assert_eq!((some.len(), some.as_ptr() as usize % CACHE_LINE), (len, 0));
                 some.iter_mut().zip(1u16..).for_each(|(x, n)| *x = f32::from(n));
                 assert!(some.iter().zip(1u16..).all(|(&x, n)| x == f32::from(n)));
             }

@@ -2,6 +2,8 @@
 //!
 //! Callers in [`crate::ops`] made sure of the device and the dtype.
 
+use std::ops::Range;
+
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Device, Tensor};
@@ -135,6 +137,19 @@ fn store<T: Stored>(pool: &mut FlexTensor, source: &[f32], runs: &[WriteRun], wi
         let to = &mut slots[run.slot * width..(run.slot + run.len) * width];
         elementwise::narrow(active_path(), from, to);
     }
+}
+
+/// Copies rows of `pool [slots, width]` to those from `to` on; in place if the pool's handle is the only one.
+pub(crate) fn copy_rows(pool: Tensor<2>, from: Range<usize>, to: usize) -> Tensor<2> {
+    let width = pool.dims()[1];
+    let (from, to) = (from.start * width..from.end * width, to * width);
+    let mut pool = flex(pool);
+    match pool.dtype() {
+        DType::BF16 => pool.storage_mut::<bf16>().copy_within(from, to),
+        DType::F16 => pool.storage_mut::<f16>().copy_within(from, to),
+        _ => pool.storage_mut::<f32>().copy_within(from, to),
+    }
+    Tensor::from_primitive::<Flex>(pool)
 }
 
 /// `query [rows, heads * head_dim]` over `own` rows and `pool` slots `[n, kv_heads * head_dim]`, keys

@@ -22,7 +22,8 @@ mod vector;
 
 pub(crate) use attention::AttentionPlan;
 pub(crate) use flex::{
-    is_flex, is_flex_f32, is_host, normalise, packed_linears, paged_attention, rotate, store_rows,
+    copy_rows, is_flex, is_flex_f32, is_host, normalise, packed_linears, paged_attention, rotate,
+    store_rows,
 };
 pub use isa::{CpuPath, active_path};
 pub(crate) use packed::{BlockRows, PackedLinear};

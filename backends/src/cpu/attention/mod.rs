@@ -19,6 +19,7 @@ use self::stored::AsStored;
 use self::sums::{Join, Sums};
 use self::task::{Run, Task};
 use self::turned::Turned;
+use super::aligned::CACHE_LINE;
 use super::buffers::Buffer;
 use super::isa::{CpuPath, dispatch};
 use super::share::SERIAL_WORK;
@@ -29,8 +30,6 @@ use crate::rows::{KeyRun, KeySource, PAGE_SIZE, Span};
 const MAX_RUN: usize = PAGE_SIZE;
 /// Parts of a chunk.
 const CHUNK_PARTS: usize = 16;
-/// Bytes of a line of the cache.
-const CACHE_LINE: usize = 64;
 /// Queries one task takes, about: enough for turning keys round to cost little beside them, few
 /// enough for their sums to stay in the core's cache.
 const TASK_QUERIES: usize = 128;

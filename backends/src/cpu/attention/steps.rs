@@ -76,7 +76,7 @@ pub(super) fn score<T: Stored, I: Isa>(isa: I, mut query: &[f32], mut key: &[T])
     isa.sum(chains)
 }
 
-/// The same for heads of whole vectors, of a size that is known where it is compiled.
+/// The same for heads of whole vectors: one stretch of instructions where their size is a constant.
 #[inline(always)]
 pub(super) fn whole_score<T: Stored, I: Isa>(isa: I, query: &[f32], key: &[T]) -> f32 {
     let mut chains = isa.zero();

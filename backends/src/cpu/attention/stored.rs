@@ -66,7 +66,7 @@ impl AsStored {
         let next_keys = next.map_or(&[][..], |next| next.keys);
         for key in 0..n {
             let row = rows.with_coming((part.keys, part.values), key, (n, ahead));
-            score_heads(isa, query, row, (&mut self.0, key), (dim, each));
+            score_heads::<T, I, DIM>(isa, query, row, (&mut self.0, key), (dim, each));
         }
         let mut views = [View::default(); MANY_QUERIES];
         for (query, view) in views[..each].iter_mut().enumerate() {
@@ -143,7 +143,7 @@ impl Rows {
 
 /// Scores a key, head by head: `queries [heads, each, dim]`, its row and the one that is coming `[heads, dim]`.
 #[inline(always)]
-fn score_heads<T: Stored, I: Isa>(
+fn score_heads<T: Stored, I: Isa, const DIM: usize>(
     isa: I,
     mut queries: &[f32],
     (row, coming): (&[T], &[T]),
@@ -158,9 +158,9 @@ fn score_heads<T: Stored, I: Isa>(
         let row = &row[at..at + dim];
         for scores in scores {
             let query = &queries[..dim];
-            scores.0[key] = match dim.is_multiple_of(I::LANES) {
-                true => whole_score(isa, query, row),
-                false => score(isa, query, row),
+            scores.0[key] = match DIM {
+                ANY => score(isa, query, row),
+                _ => whole_score(isa, query, row),
             };
             queries = &queries[dim..];
         }

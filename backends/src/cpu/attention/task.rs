@@ -31,7 +31,7 @@ pub(super) struct Task<'a, T> {
     pub(super) group: usize,
 }
 
-/// Scores of a part's keys.
+/// Scores of a part's keys, a line of the cache as in [`Aligned`].
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 pub(super) struct Scores(pub(super) [f32; MAX_RUN]);

@@ -6,6 +6,7 @@ use std::ops::Range;
 use half::f16;
 use rayon::prelude::*;
 
+use super::super::aligned::CACHE_LINE;
 use super::super::buffers::Buffer;
 use super::super::isa::{CpuPath, Isa, Kernel, dispatch};
 use super::super::share::NUMBERS_EACH;
@@ -18,8 +19,8 @@ use super::{AHEAD, BLOCK, PANEL, PackedMatrix, Target, Tiles, WeightFormat};
 const TILE_ROWS: usize = 8;
 /// Words of one row's block of activations: four signed bytes in each.
 const ROW_WORDS: usize = BLOCK / GROUP;
-/// Words of a cache line.
-const WORDS_OF_LINE: usize = 16;
+/// Words of a line of the cache.
+const WORDS_OF_LINE: usize = CACHE_LINE / size_of::<u32>();
 
 /// Words of one row's block: its bytes, the bits of what they count in, and what comes off each sum
 /// of products with them because stored weights are not negative.
@@ -256,8 +257,8 @@ fn put<I: Isa>(
     }
 }
 
-/// Adds some blocks to the sums `[rows, PANEL]` of all rows. `weights` are those from `first` on; behind
-/// them lies what is read next, and the memory may be asked for it.
+/// Adds some blocks to the sums `[rows, PANEL]` of all rows. `weights` are those from `first` on; `asks`:
+/// whether the memory is asked for what is read next, which lies behind them.
 #[inline(always)]
 fn blocks<I: Isa, L: Layout>(
     isa: I,
@@ -271,7 +272,7 @@ fn blocks<I: Isa, L: Layout>(
         let mut row = 0;
         while row < rows {
             let together = tile_rows::<I>(row, rows);
-            // Every tile asks for its share: the memory has as much to do all the time.
+            // Every tile asks for its share, so that the memory has something to do nearly all the time.
             let share = [row, row + together].map(|row| (L::STEPS + 1) * row / rows);
             let asking = if asks && lane == 0 { share[0]..share[1] } else { 0..0 };
             let part = Part { first, weights, asking, row, lane };
@@ -304,7 +305,7 @@ fn tile_rows<I: Isa>(row: usize, rows: usize) -> usize {
 struct Part<'a> {
     first: usize,
     weights: &'a [u32],
-    /// Steps of each, the scales being the last, at which the memory is asked for others.
+    /// Steps of every block at which the memory is asked for what lies [`AHEAD`]; step `STEPS` are the scales.
     asking: Range<usize>,
     row: usize,
     lane: usize,
