@@ -5,7 +5,6 @@
 //! does not depend on how many rows are computed with it or on the number of threads: a row's
 //! result is bitwise the same alone and in any batch.
 
-mod aligned;
 mod attention;
 mod awake;
 mod buffers;
@@ -35,6 +34,9 @@ pub(crate) use vector::Stored;
 use burn::tensor::Device;
 
 use crate::DeviceError;
+
+/// Bytes of a line of the cache.
+const CACHE_LINE: usize = 64;
 
 /// Sets the number of CPU worker threads. To be called once, before any model runs.
 ///

@@ -19,7 +19,7 @@ use self::stored::AsStored;
 use self::sums::{Join, Sums};
 use self::task::{Run, Task};
 use self::turned::Turned;
-use super::aligned::CACHE_LINE;
+use super::CACHE_LINE;
 use super::buffers::Buffer;
 use super::isa::{CpuPath, dispatch};
 use super::share::SERIAL_WORK;

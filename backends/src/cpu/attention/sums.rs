@@ -1,6 +1,7 @@
 //! What queries have summed up so far, and how chunks are joined.
 
-use super::super::aligned::Aligned;
+use aligned_vec::{AVec, avec};
+
 use super::super::isa::{Isa, Kernel};
 use super::super::vector::{Stored, exp};
 use super::task::Task;
@@ -19,12 +20,15 @@ const NOTHING: Running = Running { max: f32::NEG_INFINITY, sum: 0.0 };
 pub(super) struct Sums {
     pub(super) running: Vec<Running>,
     /// `[queries, head_dim]`, not divided yet.
-    pub(super) out: Aligned,
+    ///
+    /// Begins a line of the cache, as all numbers here that vectors are loaded from: beginning inside of
+    /// one, as memory may, every vector of the widest kind would take two lines.
+    pub(super) out: AVec<f32>,
 }
 
 impl Sums {
     pub(super) fn new(queries: usize, dim: usize) -> Self {
-        Self { running: vec![NOTHING; queries], out: Aligned::zeros(queries * dim) }
+        Self { running: vec![NOTHING; queries], out: avec![0.0; queries * dim] }
     }
 
     pub(super) fn clear(&mut self) {

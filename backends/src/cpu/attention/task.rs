@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::super::aligned::Aligned;
+use aligned_vec::{AVec, avec};
+
 use super::super::isa::{Isa, Kernel};
 use super::super::vector::Stored;
 use super::steps::{Lanes, hide, softmax_step};
@@ -31,7 +32,7 @@ pub(super) struct Task<'a, T> {
     pub(super) group: usize,
 }
 
-/// Scores of a part's keys, a line of the cache as in [`Aligned`].
+/// Scores of a part's keys, a line of the cache as [`Sums::out`] has them.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 pub(super) struct Scores(pub(super) [f32; MAX_RUN]);
@@ -168,10 +169,10 @@ impl<'a, T: Stored> Task<'a, T> {
     }
 
     /// Its queries, divided by what scores are divided by.
-    fn gathered(&self) -> Aligned {
+    fn gathered(&self) -> AVec<f32> {
         let dim = self.plan.head_dim;
         let scale = 1.0 / (dim as f32).sqrt();
-        let mut query = Aligned::zeros(self.queries() * dim);
+        let mut query = avec![0.0; self.queries() * dim];
         for (place, to) in self.places().zip(query.chunks_mut(self.group * dim)) {
             for (to, x) in to.iter_mut().zip(&self.query[place]) {
                 *to = x * scale;

@@ -1,7 +1,8 @@
 //! Many queries: keys are turned round and values widened head by head, so that 16 keys are scored in one
 //! go.
 
-use super::super::aligned::Aligned;
+use aligned_vec::{AVec, avec};
+
 use super::super::isa::Isa;
 use super::super::vector::Stored;
 use super::steps::{add_values, turned_scores};
@@ -12,9 +13,9 @@ use super::{MAX_RUN, Part, lines};
 /// A part's keys and values, of one head. Beyond the part's end stays what was there: no one looks at it.
 pub(super) struct Turned {
     /// `[head_dim][MAX_RUN]`
-    keys: Aligned,
+    keys: AVec<f32>,
     /// `[MAX_RUN][head_dim]`
-    values: Aligned,
+    values: AVec<f32>,
 }
 
 impl<T: Stored> Way<T> for Turned {
@@ -59,7 +60,7 @@ impl<T: Stored> Way<T> for Turned {
 
 impl Turned {
     pub(super) fn new(dim: usize) -> Self {
-        Self { keys: Aligned::zeros(dim * MAX_RUN), values: Aligned::zeros(dim * MAX_RUN) }
+        Self { keys: avec![0.0; dim * MAX_RUN], values: avec![0.0; dim * MAX_RUN] }
     }
 
     /// Turns keys round and widens values.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use half::f16;
 use rayon::prelude::*;
 
-use super::super::aligned::CACHE_LINE;
+use super::super::CACHE_LINE;
 use super::super::buffers::Buffer;
 use super::super::isa::{CpuPath, Isa, Kernel, dispatch};
 use super::super::share::NUMBERS_EACH;
