@@ -5,11 +5,11 @@ use std::arch::x86_64::*;
 use half::{bf16, f16};
 
 use super::Isa;
-use super::x86::{prefetch, widened};
+use super::x86::{ReadOnce, prefetch, widened};
 
 /// AVX2, FMA and F16C. A value is proof that the CPU has them.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2(pub(super) ());
+pub(crate) struct Avx2(pub(super) ReadOnce);
 
 // SAFETY of every block below: the receiver proves that the CPU has the instructions; loads are
 // from slices whose length was just checked to cover all lanes.
@@ -105,7 +105,7 @@ impl Isa for Avx2 {
 
     #[inline(always)]
     fn prefetch_once<T>(self, from: &[T], ahead: usize) {
-        prefetch::<_MM_HINT_NTA, T>(from, ahead);
+        self.0.prefetch(from, ahead);
     }
 
     #[inline(always)]

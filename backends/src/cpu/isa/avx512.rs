@@ -6,13 +6,13 @@ use std::mem::transmute;
 use half::{bf16, f16};
 
 use super::Isa;
-use super::x86::{prefetch, widened};
+use super::x86::{ReadOnce, prefetch, widened};
 
 const LANES: usize = 16;
 
 /// AVX-512 F, BW, DQ and VL; with `DOT` also BF16 and VNNI. A value is proof that the CPU has them.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512<const DOT: bool>(pub(super) ());
+pub(crate) struct Avx512<const DOT: bool>(pub(super) ReadOnce);
 
 // SAFETY of every block below: the receiver proves that the CPU has the instructions; loads are
 // from slices whose length was just checked to cover all lanes.
@@ -104,7 +104,7 @@ impl<const DOT: bool> Isa for Avx512<DOT> {
 
     #[inline(always)]
     fn prefetch_once<T>(self, from: &[T], ahead: usize) {
-        prefetch::<_MM_HINT_NTA, T>(from, ahead);
+        self.0.prefetch(from, ahead);
     }
 
     #[inline(always)]

@@ -31,6 +31,8 @@ pub(crate) use self::avx512::Avx512;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use self::neon::Neon;
 pub(crate) use self::portable::Portable;
+#[cfg(target_arch = "x86_64")]
+use self::x86::ReadOnce;
 
 /// Vector operations over `LANES` f32. Everything is `#[inline(always)]`, so that it ends up
 /// inside the function that `dispatch` compiles for the instruction set.
@@ -241,19 +243,19 @@ pub(crate) fn dispatch<K: Kernel>(path: CpuPath, kernel: K) -> K::Output {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn run_avx2<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run(Avx2(()))
+    kernel.run(Avx2(ReadOnce::here()))
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
 fn run_avx512<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run(Avx512::<false>(()))
+    kernel.run(Avx512::<false>(ReadOnce::here()))
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
 fn run_avx512_dot<K: Kernel>(kernel: K) -> K::Output {
-    kernel.run(Avx512::<true>(()))
+    kernel.run(Avx512::<true>(ReadOnce::here()))
 }
 
 #[cfg(target_arch = "aarch64")]

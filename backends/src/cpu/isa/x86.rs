@@ -1,6 +1,41 @@
 //! What all x86-64 instruction sets have in common.
 
 use std::arch::x86_64::*;
+use std::sync::OnceLock;
+
+use raw_cpuid::CpuId;
+
+/// Where what is read once waits for it.
+#[derive(Clone, Copy)]
+pub(crate) enum ReadOnce {
+    /// In the nearest cache, and it is kept in no other.
+    Nearest,
+    /// In the second: Intel's nearest cache waits for 16 lines from the memory at once, the second for 48.
+    Second,
+}
+
+impl ReadOnce {
+    /// What suits this CPU.
+    pub(super) fn here() -> Self {
+        static HERE: OnceLock<ReadOnce> = OnceLock::new();
+        *HERE.get_or_init(|| {
+            let vendor = CpuId::new().get_vendor_info();
+            match vendor.as_ref().map(|vendor| vendor.as_str()) {
+                Some("AuthenticAMD") => Self::Nearest,
+                _ => Self::Second,
+            }
+        })
+    }
+
+    /// A prefetch of what is read once.
+    #[inline(always)]
+    pub(super) fn prefetch<T>(self, from: &[T], ahead: usize) {
+        match self {
+            Self::Nearest => prefetch::<_MM_HINT_NTA, T>(from, ahead),
+            Self::Second => prefetch::<_MM_HINT_T1, T>(from, ahead),
+        }
+    }
+}
 
 /// A prefetch, which every x86-64 has.
 #[inline(always)]
