@@ -3,8 +3,14 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use aligned_vec::AVec;
 use rayon::prelude::*;
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::CACHE_LINE;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::isa::amx::{Amx, COLUMNS, TILE_ROWS, TILE_WORDS, TileSums};
 use super::isa::{Isa, Kernel, active_path, dispatch};
 use super::packed::WeightFormat;
 use crate::mapping::WordMemory;
@@ -79,15 +85,34 @@ impl Kernel for Add<'_> {
     }
 }
 
-/// Operations a second of all threads with the instructions that multiply weights of a format, from
-/// registers: a multiplication and an addition each.
+/// Operations a second of all threads with the instructions that multiply weights of a format, as far as
+/// possible from registers: a multiplication and an addition each.
 #[must_use]
 pub fn multiply_rate(format: WeightFormat) -> f64 {
-    best(|| {
-        rayon::broadcast(|_| dispatch(active_path(), Multiply { format, seed: black_box(1) }))
-            .iter()
-            .sum()
-    })
+    best(|| rayon::broadcast(|_| multiply(format, black_box(1))).iter().sum())
+}
+
+/// Operations done.
+fn multiply(format: WeightFormat, seed: u32) -> f64 {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    if let (WeightFormat::Bf16, Some(amx)) = (format, Amx::of(active_path())) {
+        return multiply_tiles(amx, seed);
+    }
+    dispatch(active_path(), Multiply { format, seed })
+}
+
+/// From the nearest cache: the unit has no room for more than it works with.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn multiply_tiles(amx: Amx, seed: u32) -> f64 {
+    const STEPS: usize = 8;
+    let weights = AVec::<u32>::from_iter(CACHE_LINE, [seed; STEPS * TILE_WORDS * COLUMNS]);
+    let x = AVec::<u32>::from_iter(CACHE_LINE, [seed; 2 * STEPS * TILE_ROWS * TILE_WORDS]);
+    let mut sums = TileSums::ZERO;
+    for _ in 0..TIMES / 100 {
+        amx.add_pairs::<0>((&weights, false), x.split_at(x.len() / 2).into(), &mut sums);
+    }
+    black_box(sums);
+    (TIMES / 100 * 2 * 2 * TILE_ROWS * COLUMNS * STEPS * 2 * TILE_WORDS) as f64
 }
 
 /// Sums that are kept going, to hide what one takes.

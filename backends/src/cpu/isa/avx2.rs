@@ -155,14 +155,12 @@ impl Isa for Avx2 {
     }
 
     #[inline(always)]
-    fn dot_bf16(self, sums: __m256, w: __m256i, x: u32) -> __m256 {
+    fn widen_pairs(self, w: __m256i) -> [__m256; 2] {
         // SAFETY: see above. bf16 is the upper half of f32.
         unsafe {
-            let low = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w));
             let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-            let high = _mm256_castsi256_ps(_mm256_and_si256(w, upper));
-            let sums = _mm256_fmadd_ps(low, self.splat(f32::from_bits(x << 16)), sums);
-            _mm256_fmadd_ps(high, self.splat(f32::from_bits(x & 0xffff_0000)), sums)
+            let low = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w));
+            [low, _mm256_castsi256_ps(_mm256_and_si256(w, upper))]
         }
     }
 

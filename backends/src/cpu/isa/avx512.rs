@@ -5,8 +5,8 @@ use std::mem::transmute;
 
 use half::{bf16, f16};
 
-use super::Isa;
 use super::x86::{ReadOnce, prefetch, widened};
+use super::{Isa, dot_widened};
 
 const LANES: usize = 16;
 
@@ -153,6 +153,16 @@ impl<const DOT: bool> Isa for Avx512<DOT> {
     }
 
     #[inline(always)]
+    fn widen_pairs(self, w: __m512i) -> [__m512; 2] {
+        // SAFETY: see above. bf16 is the upper half of f32.
+        unsafe {
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            let low = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(w));
+            [low, _mm512_castsi512_ps(_mm512_and_si512(w, upper))]
+        }
+    }
+
+    #[inline(always)]
     fn dot_bf16(self, sums: __m512, w: __m512i, x: u32) -> __m512 {
         if DOT {
             // SAFETY: see above; with `DOT` the CPU has AVX512_BF16. Both types are 64 bytes.
@@ -161,14 +171,7 @@ impl<const DOT: bool> Isa for Avx512<DOT> {
                 _mm512_dpbf16_ps(sums, transmute::<__m512i, __m512bh>(w), x)
             };
         }
-        // SAFETY: see above. bf16 is the upper half of f32.
-        unsafe {
-            let low = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(w));
-            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-            let high = _mm512_castsi512_ps(_mm512_and_si512(w, upper));
-            let sums = _mm512_fmadd_ps(low, self.splat(f32::from_bits(x << 16)), sums);
-            _mm512_fmadd_ps(high, self.splat(f32::from_bits(x & 0xffff_0000)), sums)
-        }
+        dot_widened(self, sums, w, x)
     }
 
     #[inline(always)]

@@ -3,6 +3,9 @@
 //! A value of an [`Isa`] type is proof that the CPU has its instructions, because only
 //! [`dispatch`] makes one, after detection. All `unsafe` of the kernels is in this folder.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[expect(unsafe_code, reason = "instructions of a tile unit found at run time")]
+pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "vector intrinsics of an instruction set found at run time")]
 mod avx2;
@@ -76,9 +79,14 @@ pub(crate) trait Isa: Copy + Send + Sync {
     fn load_words(self, from: &[u32]) -> Self::W;
     /// One word in all lanes.
     fn splat_word(self, word: i32) -> Self::W;
+    /// The lower and the upper bf16 of each word.
+    fn widen_pairs(self, w: Self::W) -> [Self::V; 2];
     /// Adds to each lane the products of its two bf16 with those of `x`, the lower ones first where
     /// that is not one instruction.
-    fn dot_bf16(self, sums: Self::V, w: Self::W, x: u32) -> Self::V;
+    #[inline(always)]
+    fn dot_bf16(self, sums: Self::V, w: Self::W, x: u32) -> Self::V {
+        dot_widened(self, sums, w, x)
+    }
     /// Adds to each lane, as signed words, the products of its four unsigned bytes with the signed
     /// bytes of `x`.
     fn dot_bytes(self, sums: Self::W, w: Self::W, x: u32) -> Self::W;
@@ -103,6 +111,14 @@ pub(crate) trait Isa: Copy + Send + Sync {
     }
 }
 
+/// [`Isa::dot_bf16`] by two multiply-adds.
+#[inline(always)]
+fn dot_widened<I: Isa>(isa: I, sums: I::V, w: I::W, x: u32) -> I::V {
+    let [low, high] = isa.widen_pairs(w);
+    let sums = isa.madd(low, isa.splat(f32::from_bits(x << 16)), sums);
+    isa.madd(high, isa.splat(f32::from_bits(x & 0xffff_0000)), sums)
+}
+
 /// `a * b + c` for one number, fused where that is one instruction.
 #[inline(always)]
 pub(crate) fn madd<I: Isa>(a: f32, b: f32, c: f32) -> f32 {
@@ -120,6 +136,8 @@ pub enum CpuPath {
     Avx512,
     /// The same with dot products of bf16 and bytes (BF16, VNNI).
     Avx512Dot,
+    /// The same with products of bf16 by a tile unit (AMX), where the system lets it be used (Linux).
+    Amx,
     /// NEON, which every AArch64 CPU has.
     Neon,
     /// The same with dot products of bytes (dotprod).
@@ -150,6 +168,10 @@ impl CpuPath {
                 is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512vnni");
             if avx2 && avx512 && dot {
                 paths.push(Self::Avx512Dot);
+                #[cfg(target_os = "linux")]
+                if amx::Amx::here().is_some() {
+                    paths.push(Self::Amx);
+                }
             }
         }
         #[cfg(target_arch = "aarch64")]
@@ -176,6 +198,7 @@ impl fmt::Display for CpuPath {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Dot => "avx512_dot",
+            Self::Amx => "amx",
             Self::Neon => "neon",
             Self::NeonDot => "neon_dot",
         })
@@ -183,7 +206,7 @@ impl fmt::Display for CpuPath {
 }
 
 /// The path in use: the best available, or the one named by `DFASTLLM_CPU_PATH`
-/// (`portable`, `avx2`, `avx512`, `avx512_dot`, `neon`, `neon_dot`) if this CPU has it.
+/// (`portable`, `avx2`, `avx512`, `avx512_dot`, `amx`, `neon`, `neon_dot`) if this CPU has it.
 pub fn active_path() -> CpuPath {
     static ACTIVE: OnceLock<CpuPath> = OnceLock::new();
     *ACTIVE.get_or_init(|| {
@@ -219,7 +242,7 @@ pub(crate) fn dispatch<K: Kernel>(path: CpuPath, kernel: K) -> K::Output {
         match path {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: the path's features were detected on this CPU.
-            CpuPath::Avx512Dot => return unsafe { run_avx512_dot(kernel) },
+            CpuPath::Avx512Dot | CpuPath::Amx => return unsafe { run_avx512_dot(kernel) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: likewise.
             CpuPath::Avx512 => return unsafe { run_avx512(kernel) },

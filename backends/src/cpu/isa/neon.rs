@@ -153,7 +153,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     }
 
     #[inline(always)]
-    fn dot_bf16(self, sums: float32x4x2_t, w: uint32x4x2_t, x: u32) -> float32x4x2_t {
+    fn widen_pairs(self, w: uint32x4x2_t) -> [float32x4x2_t; 2] {
         // SAFETY: see above. bf16 is the upper half of f32.
         unsafe {
             let upper = vdupq_n_u32(0xffff_0000);
@@ -165,11 +165,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
                 vreinterpretq_f32_u32(vandq_u32(w.0, upper)),
                 vreinterpretq_f32_u32(vandq_u32(w.1, upper)),
             );
-            let x = vdupq_n_u32(x);
-            let x_low = vreinterpretq_f32_u32(vshlq_n_u32::<16>(x));
-            let x_high = vreinterpretq_f32_u32(vandq_u32(x, upper));
-            let sums = self.madd(low, float32x4x2_t(x_low, x_low), sums);
-            self.madd(high, float32x4x2_t(x_high, x_high), sums)
+            [low, high]
         }
     }
 

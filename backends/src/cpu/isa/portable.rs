@@ -116,13 +116,8 @@ impl Isa for Portable {
     }
 
     #[inline(always)]
-    fn dot_bf16(self, mut sums: Self::V, w: Self::W, x: u32) -> Self::V {
-        let (low, high) = (f32::from_bits(x << 16), f32::from_bits(x & 0xffff_0000));
-        for lane in 0..8 {
-            sums[lane] += f32::from_bits(w[lane] << 16) * low;
-            sums[lane] += f32::from_bits(w[lane] & 0xffff_0000) * high;
-        }
-        sums
+    fn widen_pairs(self, w: Self::W) -> [Self::V; 2] {
+        [w.map(|w| f32::from_bits(w << 16)), w.map(|w| f32::from_bits(w & 0xffff_0000))]
     }
 
     #[inline(always)]

@@ -146,6 +146,15 @@ impl Tiles for ByteTiles<'_> {
     }
 
     #[inline(always)]
+    fn panels<I: Isa>(self, isa: I, panels: Range<usize>, target: &mut Target<'_>) {
+        for panel in panels {
+            self.panel(isa, panel, target);
+        }
+    }
+}
+
+impl ByteTiles<'_> {
+    #[inline(always)]
     fn panel<I: Isa>(self, isa: I, panel: usize, target: &mut Target<'_>) {
         if self.is_nibbles {
             panel_of::<I, Nibbles>(isa, self, panel, target);
@@ -223,7 +232,7 @@ fn panel_of<I: Isa, L: Layout>(
     if tile_rows::<I>(0, rows) == rows {
         let mut sums = [0f32; TILE_ROWS * PANEL];
         blocks::<I, L>(isa, tiles, (0, weights, true), &mut sums);
-        put(isa, &sums, (0, rows, first), target);
+        target.put_rows(isa, &sums, (0, rows, first));
         return;
     }
     for row in (0..rows).step_by(ROWS_TOGETHER) {
@@ -235,25 +244,7 @@ fn panel_of<I: Isa, L: Layout>(
             // The memory is asked for what comes next by the first rows only.
             blocks::<I, L>(isa, some, (block, chunk, row == 0), &mut sums);
         }
-        put(isa, &sums, (row, together, first), target);
-    }
-}
-
-/// Writes the sums of some rows.
-#[inline(always)]
-fn put<I: Isa>(
-    isa: I,
-    sums: &[f32],
-    (row, rows, first): (usize, usize, usize),
-    target: &mut Target<'_>,
-) {
-    for r in 0..rows {
-        let mut lane = 0;
-        while lane < PANEL {
-            let value = isa.load(&sums[r * PANEL + lane..]);
-            target.put(isa, row + r, first + lane, value);
-            lane += I::LANES;
-        }
+        target.put_rows(isa, &sums, (row, together, first));
     }
 }
 

@@ -1,6 +1,8 @@
 //! Float weights, by steps along `k`: a vector of neighbouring outputs times one row's activations
 //! in all lanes.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::super::buffers::Buffer;
@@ -133,6 +135,15 @@ impl<S: Step> Tiles for Columns<'_, S> {
         Self { x: &self.x[from * self.steps..to * self.steps], ..self }
     }
 
+    #[inline(always)]
+    fn panels<I: Isa>(self, isa: I, panels: Range<usize>, target: &mut Target<'_>) {
+        for panel in panels {
+            self.panel(isa, panel, target);
+        }
+    }
+}
+
+impl<S: Step> Columns<'_, S> {
     #[inline(always)]
     fn panel<I: Isa>(self, isa: I, panel: usize, target: &mut Target<'_>) {
         let len = self.steps * PANEL;

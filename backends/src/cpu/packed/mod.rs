@@ -9,7 +9,11 @@
 
 mod bytes;
 mod columns;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod ordered;
 mod pack;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod tiled;
 mod unpack;
 
 use std::ops::Range;
@@ -21,9 +25,15 @@ use burn::tensor::{DType, Tensor};
 use self::bytes::{ByteTiles, Quantised};
 pub(super) use self::columns::rounded;
 use self::columns::{Columns, Pairs};
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use self::ordered::{OrderedPairs, Widened};
 pub use self::pack::PackedMatrix;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use self::tiled::{PairTiles, TiledPairs};
 pub(crate) use self::unpack::BlockRows;
 use super::buffers::Buffer;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::isa::amx::Amx;
 use super::isa::{CpuPath, Isa, Kernel, dispatch};
 use super::share::{Grid, share};
 use super::vector::{gelu, silu};
@@ -187,6 +197,24 @@ impl<'a> Target<'a> {
         };
         isa.store(value, &mut self.y[row * stride + from..row * stride + to]);
     }
+
+    /// Writes the sums `[rows, PANEL]` of some rows from `row` on and of the panel that begins at `first`.
+    #[inline(always)]
+    fn put_rows<I: Isa>(
+        &mut self,
+        isa: I,
+        sums: &[f32],
+        (row, rows, first): (usize, usize, usize),
+    ) {
+        for r in 0..rows {
+            let mut lane = 0;
+            while lane < PANEL {
+                let value = isa.load(&sums[r * PANEL + lane..]);
+                self.put(isa, row + r, first + lane, value);
+                lane += I::LANES;
+            }
+        }
+    }
 }
 
 /// Products of some panels with some rows.
@@ -198,8 +226,8 @@ trait Tiles: Copy + Sync {
     fn rows(&self) -> usize;
     /// The same with these rows only, from the first of a tile on.
     fn with_rows(self, from: usize, to: usize) -> Self;
-    /// Multiplies a panel with all rows.
-    fn panel<I: Isa>(self, isa: I, panel: usize, target: &mut Target<'_>);
+    /// Multiplies some panels with all rows.
+    fn panels<I: Isa>(self, isa: I, panels: Range<usize>, target: &mut Target<'_>);
 }
 
 struct Panels<'a, T> {
@@ -213,9 +241,7 @@ impl<T: Tiles> Kernel for Panels<'_, T> {
 
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
-        for panel in self.panels.clone() {
-            self.tiles.panel(isa, panel, &mut self.target);
-        }
+        self.tiles.panels(isa, self.panels, &mut self.target);
     }
 }
 
@@ -239,6 +265,16 @@ pub(super) fn multiply(path: CpuPath, products: &[Product<'_>], x: &[f32]) -> Ve
     match format {
         WeightFormat::F32 => spread(path, products, |matrix| Columns::<f32>::new(matrix, x, k)),
         WeightFormat::F16 => spread(path, products, |matrix| Columns::<f16>::new(matrix, x, k)),
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        WeightFormat::Bf16 if path == CpuPath::Amx && x.len() <= ordered::MOST_ROWS * k => {
+            let x = Widened::new(path, x, k);
+            spread(path, products, |matrix| OrderedPairs::new(matrix, &x))
+        }
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        WeightFormat::Bf16 if let Some(amx) = Amx::of(path) => {
+            let x = TiledPairs::new(path, x, k);
+            spread(path, products, |matrix| PairTiles::new(amx, matrix, &x))
+        }
         WeightFormat::Bf16 => {
             let x = columns::pairs(path, x, k);
             let steps = k.div_ceil(2);
