@@ -160,6 +160,25 @@ fn a_row_is_bitwise_the_same_alone_and_in_a_batch() {
     }
 }
 
+/// Several blocks of rows, groups of panels and chunks of steps, none of them whole, on one thread and on all.
+#[test]
+fn a_row_is_bitwise_the_same_among_more_than_go_together() {
+    let (rows, outs, k) = (300, 170, 2100);
+    let (x, w) = (values(rows * k, 5), values(outs * k, 6));
+    let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let path = active_path();
+    for format in [WeightFormat::Bf16, WeightFormat::Int8] {
+        let matrix = pack(format, &w, k);
+        let all = product(path, &matrix, &x);
+        let on_one = one_thread.install(|| product(path, &matrix, &x));
+        assert!(on_one[..] == all[..], "{format:?}");
+        for row in [0, 31, 32, 100, 255, 256, 271, 272, 299] {
+            let one = product(path, &matrix, &x[row * k..(row + 1) * k]);
+            assert!(one[..] == all[row * outs..(row + 1) * outs], "{format:?} row {row}");
+        }
+    }
+}
+
 #[test]
 fn quantised_sums_are_bitwise_the_same_on_all_paths_with_fused_arithmetic() {
     let (rows, outs, k) = (7, 100, 320);
