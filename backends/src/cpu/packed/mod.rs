@@ -25,11 +25,7 @@ use burn::tensor::{DType, Tensor};
 use self::bytes::{ByteTiles, Quantised};
 pub(super) use self::columns::rounded;
 use self::columns::{Columns, Pairs};
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use self::ordered::{OrderedPairs, Widened};
 pub use self::pack::PackedMatrix;
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-use self::tiled::{PairTiles, TiledPairs};
 pub(crate) use self::unpack::BlockRows;
 use super::buffers::Buffer;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -266,14 +262,8 @@ pub(super) fn multiply(path: CpuPath, products: &[Product<'_>], x: &[f32]) -> Ve
         WeightFormat::F32 => spread(path, products, |matrix| Columns::<f32>::new(matrix, x, k)),
         WeightFormat::F16 => spread(path, products, |matrix| Columns::<f16>::new(matrix, x, k)),
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        WeightFormat::Bf16 if path == CpuPath::Amx && x.len() <= ordered::MOST_ROWS * k => {
-            let x = Widened::new(path, x, k);
-            spread(path, products, |matrix| OrderedPairs::new(matrix, &x))
-        }
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         WeightFormat::Bf16 if let Some(amx) = Amx::of(path) => {
-            let x = TiledPairs::new(path, x, k);
-            spread(path, products, |matrix| PairTiles::new(amx, matrix, &x))
+            tiled::multiply((amx, path), products, x, k)
         }
         WeightFormat::Bf16 => {
             let x = columns::pairs(path, x, k);

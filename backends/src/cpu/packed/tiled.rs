@@ -10,7 +10,8 @@ use super::super::isa::amx::{Amx, COLUMNS, TILE_ROWS, TILE_WORDS, TileSums};
 use super::super::isa::{CpuPath, Isa, Kernel, dispatch};
 use super::super::share::NUMBERS_EACH;
 use super::columns::rounded;
-use super::{AHEAD, PANEL, PackedMatrix, Target, Tiles};
+use super::ordered::{MOST_ROWS, OrderedPairs, Widened};
+use super::{AHEAD, PANEL, PackedMatrix, Product, Target, Tiles, spread};
 
 const _: () = assert!(PANEL == COLUMNS, "a panel is as wide as what is computed together");
 
@@ -25,8 +26,23 @@ const CHUNK_STEPS: usize = 32;
 /// Words of a panel in a step of the unit.
 const STEP_WORDS: usize = TILE_WORDS * PANEL;
 
+/// [`super::multiply`] with bf16 weights.
+pub(super) fn multiply(
+    (amx, path): (Amx, CpuPath),
+    products: &[Product<'_>],
+    x: &[f32],
+    k: usize,
+) -> Vec<Buffer> {
+    if x.len() <= MOST_ROWS * k {
+        let x = Widened::new(path, x, k);
+        return spread(path, products, |matrix| OrderedPairs::new(matrix, &x));
+    }
+    let x = TiledPairs::new(path, x, k);
+    spread(path, products, |matrix| PairTiles::new(amx, matrix, &x))
+}
+
 /// Activations, rounded to pairs of bf16.
-pub(super) struct TiledPairs {
+struct TiledPairs {
     /// Tiles of rows, `[steps, TILE_ROWS, TILE_WORDS]` each, the last of as many rows as are left.
     words: Buffer,
     /// Where they begin: with a line of the cache, as the unit reads a line at a time.
@@ -37,7 +53,7 @@ pub(super) struct TiledPairs {
 
 impl TiledPairs {
     /// Rounds `x [rows, k]`; the last step is filled up with 0.
-    pub(super) fn new(path: CpuPath, x: &[f32], k: usize) -> Self {
+    fn new(path: CpuPath, x: &[f32], k: usize) -> Self {
         let (rows, steps) = (x.len() / k, k.div_ceil(2 * TILE_WORDS));
         let mut words = Buffer::new(rows * steps * TILE_WORDS + WORDS_OF_LINE - 1);
         let start = words.words().as_ptr().align_offset(CACHE_LINE);
@@ -84,7 +100,7 @@ impl Kernel for Round<'_> {
 
 /// A matrix and rows to multiply it with.
 #[derive(Clone, Copy)]
-pub(super) struct PairTiles<'a> {
+struct PairTiles<'a> {
     amx: Amx,
     /// `[panels, pairs, PANEL]`
     weights: &'a [u32],
@@ -97,7 +113,7 @@ pub(super) struct PairTiles<'a> {
 }
 
 impl<'a> PairTiles<'a> {
-    pub(super) fn new(amx: Amx, matrix: &'a PackedMatrix, x: &'a TiledPairs) -> Self {
+    fn new(amx: Amx, matrix: &'a PackedMatrix, x: &'a TiledPairs) -> Self {
         let pairs = matrix.k().div_ceil(2);
         let TiledPairs { words, start, rows, steps } = x;
         let x = &words.words()[*start..][..rows * steps * TILE_WORDS];
