@@ -10,7 +10,8 @@ use raw_cpuid::CpuId;
 pub(crate) enum ReadOnce {
     /// In the nearest cache, and it is kept in no other.
     Nearest,
-    /// In the second: Intel's nearest cache waits for 16 lines from the memory at once, the second for 48.
+    /// In the second: Intel's nearest cache waits for 16 lines from the memory at once, the second for 48
+    /// (its optimisation manual, Golden Cove).
     Second,
 }
 

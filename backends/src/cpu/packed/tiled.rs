@@ -47,22 +47,23 @@ struct TiledPairs {
     words: Buffer,
     /// Where they begin: with a line of the cache, as the unit reads a line at a time.
     start: usize,
-    rows: usize,
-    steps: usize,
+    len: usize,
 }
 
 impl TiledPairs {
     /// Rounds `x [rows, k]`; the last step is filled up with 0.
     fn new(path: CpuPath, x: &[f32], k: usize) -> Self {
         let (rows, steps) = (x.len() / k, k.div_ceil(2 * TILE_WORDS));
-        let mut words = Buffer::new(rows * steps * TILE_WORDS + WORDS_OF_LINE - 1);
-        let start = words.words().as_ptr().align_offset(CACHE_LINE);
-        words.words_mut()[start..][..rows * steps * TILE_WORDS]
+        let len = rows * steps * TILE_WORDS;
+        let mut words = Buffer::new(len + WORDS_OF_LINE - 1);
+        // The distance may be unknown; then it is slower, nothing else.
+        let start = words.words().as_ptr().align_offset(CACHE_LINE).min(WORDS_OF_LINE - 1);
+        words.words_mut()[start..start + len]
             .par_chunks_mut(TILE_ROWS * steps * TILE_WORDS)
             .zip(x.par_chunks(TILE_ROWS * k))
             .with_min_len(NUMBERS_EACH.div_ceil(TILE_ROWS * k))
             .for_each(|(words, x)| dispatch(path, Round { words, x, k }));
-        Self { words, start, rows, steps }
+        Self { words, start, len }
     }
 }
 
@@ -108,16 +109,13 @@ struct PairTiles<'a> {
     pairs: usize,
     /// As in [`TiledPairs`].
     x: &'a [u32],
-    rows: usize,
-    steps: usize,
 }
 
 impl<'a> PairTiles<'a> {
     fn new(amx: Amx, matrix: &'a PackedMatrix, x: &'a TiledPairs) -> Self {
         let pairs = matrix.k().div_ceil(2);
-        let TiledPairs { words, start, rows, steps } = x;
-        let x = &words.words()[*start..][..rows * steps * TILE_WORDS];
-        Self { amx, weights: matrix.words(), pairs, x, rows: *rows, steps: *steps }
+        let x = &x.words.words()[x.start..x.start + x.len];
+        Self { amx, weights: matrix.words(), pairs, x }
     }
 
     /// Adds to the sums of all rows what some steps from `first` on give.
@@ -125,11 +123,11 @@ impl<'a> PairTiles<'a> {
     fn add(self, first: usize, weights: &[u32], sums: &mut [TileSums]) {
         let steps = weights.len() / STEP_WORDS;
         let tile = |row: usize| {
-            let rows = self.rows.saturating_sub(row).min(TILE_ROWS);
-            let at = row.min(self.rows) * self.row_words() + first * rows * TILE_WORDS;
+            let rows = self.rows().saturating_sub(row).min(TILE_ROWS);
+            let at = row.min(self.rows()) * self.row_words() + first * rows * TILE_WORDS;
             &self.x[at..at + steps * rows * TILE_WORDS]
         };
-        for (i, sums) in sums.iter_mut().enumerate().take(self.rows.div_ceil(BLOCK_ROWS)) {
+        for (i, sums) in sums.iter_mut().enumerate().take(self.rows().div_ceil(BLOCK_ROWS)) {
             let x = [tile(i * BLOCK_ROWS), tile(i * BLOCK_ROWS + TILE_ROWS)];
             // For the first rows they come from the memory, for the others from a cache.
             self.amx.add_pairs::<AHEAD>((weights, i == 0), x, sums);
@@ -144,14 +142,15 @@ impl<'a> PairTiles<'a> {
         panels: Range<usize>,
         target: &mut Target<'_>,
     ) {
-        for row in (0..self.rows).step_by(BLOCKS * BLOCK_ROWS) {
-            let some = self.with_rows(row, self.rows.min(row + BLOCKS * BLOCK_ROWS));
+        for row in (0..self.rows()).step_by(BLOCKS * BLOCK_ROWS) {
+            let some = self.with_rows(row, self.rows().min(row + BLOCKS * BLOCK_ROWS));
             for first in panels.clone().step_by(PANELS) {
                 let panels = first..panels.end.min(first + PANELS);
                 let sums = some.group::<PANELS, BLOCKS>(panels.clone());
                 for (panel, sums) in panels.zip(&sums) {
-                    for (i, sums) in sums.iter().enumerate().take(some.rows.div_ceil(BLOCK_ROWS)) {
-                        let rows = (some.rows - i * BLOCK_ROWS).min(BLOCK_ROWS);
+                    for (i, sums) in sums.iter().enumerate().take(some.rows().div_ceil(BLOCK_ROWS))
+                    {
+                        let rows = (some.rows() - i * BLOCK_ROWS).min(BLOCK_ROWS);
                         let at = (row + i * BLOCK_ROWS, rows, panel * PANEL);
                         target.put_rows(isa, sums.0.as_flattened(), at);
                     }
@@ -168,7 +167,7 @@ impl<'a> PairTiles<'a> {
     ) -> [[TileSums; BLOCKS]; PANELS] {
         let mut sums = [const { [const { TileSums::ZERO }; BLOCKS] }; PANELS];
         let len = self.pairs * PANEL;
-        for step in (0..self.steps).step_by(CHUNK_STEPS) {
+        for step in (0..self.pairs.div_ceil(TILE_WORDS)).step_by(CHUNK_STEPS) {
             for (panel, sums) in panels.clone().zip(&mut sums) {
                 let weights = &self.weights[panel * len..(panel + 1) * len];
                 let to = len.min((step + CHUNK_STEPS) * STEP_WORDS);
@@ -186,7 +185,7 @@ impl<'a> PairTiles<'a> {
 
     /// Words of a row.
     fn row_words(&self) -> usize {
-        self.steps * TILE_WORDS
+        self.pairs.next_multiple_of(TILE_WORDS)
     }
 }
 
@@ -194,18 +193,18 @@ impl Tiles for PairTiles<'_> {
     const TILE_ROWS: usize = TILE_ROWS;
 
     fn rows(&self) -> usize {
-        self.rows
+        self.x.len() / self.row_words()
     }
 
     fn with_rows(self, from: usize, to: usize) -> Self {
         assert!(from.is_multiple_of(TILE_ROWS), "rows of a tile lie side by side");
         let x = &self.x[from * self.row_words()..to * self.row_words()];
-        Self { x, rows: to - from, ..self }
+        Self { x, ..self }
     }
 
     #[inline(always)]
     fn panels<I: Isa>(self, isa: I, panels: Range<usize>, target: &mut Target<'_>) {
-        if self.rows <= FEW_ROWS {
+        if self.rows() <= FEW_ROWS {
             // One panel after the other, as they lie in memory.
             self.by_groups::<I, 1, { FEW_ROWS / BLOCK_ROWS }>(isa, panels, target);
         } else {
