@@ -81,7 +81,7 @@ impl Buffer {
 
     /// A tensor of these values.
     pub(super) fn into_tensor(mut self, shape: [usize; 2]) -> FlexTensor {
-        let layout = Layout::contiguous(Shape::from(shape.to_vec()));
+        let layout = Layout::contiguous(Shape::new(shape));
         let bytes = if self.len < LEAST {
             Bytes::from_elems(std::mem::take(&mut self.values))
         } else {

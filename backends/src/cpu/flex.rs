@@ -13,6 +13,7 @@ use super::attention::{AttentionPlan, KeysValues, attention};
 use super::buffers::Buffer;
 use super::elementwise::{self, Normal, Turns};
 use super::packed::{Finish, multiply};
+use super::share::Few;
 use super::{PackedLinear, Stored, active_path};
 use crate::ops::Epilogue;
 use crate::rows::WriteRun;
@@ -45,7 +46,8 @@ fn flex<const D: usize>(x: Tensor<D>) -> FlexTensor {
 }
 
 fn contiguous<const D: usize>(x: Tensor<D>) -> FlexTensor {
-    flex(x).to_contiguous()
+    let x = flex(x);
+    if x.is_contiguous() { x } else { x.to_contiguous() }
 }
 
 fn slice<T: Stored>(tensor: &FlexTensor) -> &[T] {
@@ -59,7 +61,7 @@ fn slice<T: Stored>(tensor: &FlexTensor) -> &[T] {
 pub(crate) fn packed_linears(
     x: Tensor<2>,
     layers: &[(&PackedLinear, &Epilogue)],
-) -> Vec<Tensor<2>> {
+) -> Few<Tensor<2>> {
     let rows = x.dims()[0];
     let x = contiguous(x);
     let beside = layers.iter().map(|(_, epilogue)| match epilogue {
@@ -68,7 +70,7 @@ pub(crate) fn packed_linears(
         }
         Epilogue::None | Epilogue::Gelu | Epilogue::Silu => None,
     });
-    let beside: Vec<Option<FlexTensor>> = beside.collect();
+    let beside: Few<Option<FlexTensor>> = beside.collect();
     let products = layers.iter().zip(&beside).map(|((layer, epilogue), beside)| {
         let others = || beside.as_ref().map_or(&[][..], slice);
         layer.product(match epilogue {
@@ -79,7 +81,7 @@ pub(crate) fn packed_linears(
             Epilogue::Plus(_) => Finish::Plus(others()),
         })
     });
-    let results = multiply(active_path(), &products.collect::<Vec<_>>(), slice(&x));
+    let results = multiply(active_path(), &products.collect::<Few<_>>(), slice(&x));
     let shaped = results
         .into_iter()
         .zip(layers)

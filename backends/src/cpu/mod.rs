@@ -28,6 +28,7 @@ pub use isa::{CpuPath, active_path};
 pub(crate) use packed::{BlockRows, PackedLinear};
 pub use packed::{PackedMatrix, WeightFormat};
 pub use roofline::{ReadTest, multiply_rate};
+pub(crate) use share::Few;
 pub(crate) use softmax::{SoftmaxSums, softmax_sums};
 pub(crate) use vector::Stored;
 

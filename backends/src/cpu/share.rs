@@ -3,8 +3,12 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
+use smallvec::SmallVec;
 
 use super::buffers::Buffer;
+
+/// One for each of some products of one input, of which there are rarely more.
+pub(crate) type Few<T> = SmallVec<[T; 4]>;
 
 /// Multiplications below which waking other threads costs more than it saves.
 pub(super) const SERIAL_WORK: usize = 1 << 17;
@@ -32,32 +36,36 @@ const PARTS_EACH: usize = 8;
 /// A share of some results: of which, what rows and outputs, and where they go.
 type Share<'a> = (usize, Range<usize>, Range<usize>, &'a mut [f32]);
 
+/// Those of a few products for two threads, or of one for more, without memory of their own.
+type Shares<'a> = SmallVec<[Share<'a>; 64]>;
+
 /// `[rows, outs]` of each grid. `compute` gets the number of one, some rows and some outputs, and writes
 /// `[rows, outs]` of those.
 pub(super) fn share(
     grids: &[Grid],
     compute: impl Fn(usize, Range<usize>, Range<usize>, &mut [f32]) + Sync,
-) -> Vec<Buffer> {
+) -> Few<Buffer> {
     let threads = rayon::current_num_threads();
     let work: usize = grids.iter().map(|grid| grid.rows * grid.outs * grid.k).sum();
     let is_serial = threads == 1 || work < SERIAL_WORK;
-    let mut results: Vec<Buffer> =
+    let mut results: Few<Buffer> =
         grids.iter().map(|grid| Buffer::new(grid.rows * grid.outs)).collect();
     // Outputs of several rows do not lie side by side: they are put where they belong afterwards.
-    let mut apart: Vec<Option<Buffer>> = grids
+    let mut apart: Few<Option<Buffer>> = grids
         .iter()
         .map(|grid| (!is_serial && grid.is_apart()).then(|| Buffer::new(grid.rows * grid.outs)))
         .collect();
-    let mut shares = Vec::new();
+    let mut shares = Shares::new();
     for (i, (y, apart)) in results.iter_mut().zip(&mut apart).enumerate() {
         let threads = if is_serial { 1 } else { threads };
-        shares.extend(grids[i].shares(i, threads, apart.as_mut().unwrap_or(y)));
+        grids[i].cut(i, threads, apart.as_mut().unwrap_or(y), &mut shares);
     }
-    let run = |(i, rows, outs, y): Share<'_>| compute(i, rows, outs, y);
+    let run = |(i, rows, outs, y): &mut Share<'_>| compute(*i, rows.clone(), outs.clone(), y);
     match is_serial {
-        true => shares.into_iter().for_each(run),
-        false => shares.into_par_iter().with_max_len(1).for_each(run),
+        true => shares.iter_mut().for_each(run),
+        false => shares.par_iter_mut().with_max_len(1).for_each(run),
     }
+    drop(shares);
     for (grid, (y, apart)) in grids.iter().zip(results.iter_mut().zip(&apart)) {
         if let Some(apart) = apart {
             grid.put_together(threads, apart, y);
@@ -78,21 +86,19 @@ impl Grid {
     }
 
     /// Cuts result number `i`. Of outputs of several rows, those of a share stand side by side.
-    fn shares<'a>(&self, i: usize, threads: usize, y: &'a mut [f32]) -> Vec<Share<'a>> {
+    fn cut<'a>(&self, i: usize, threads: usize, y: &'a mut [f32], to: &mut Shares<'a>) {
         let Self { rows, outs, .. } = *self;
         if threads == 1 || y.is_empty() {
-            return vec![(i, 0..rows, 0..outs, y)];
-        }
-        if rows >= self.split_rows {
+            to.push((i, 0..rows, 0..outs, y));
+        } else if rows >= self.split_rows {
             let each = rows.div_ceil(threads).next_multiple_of(self.tile_rows);
             let parts = y.chunks_mut(each * outs).enumerate();
-            return parts
-                .map(|(n, y)| (i, n * each..rows.min((n + 1) * each), 0..outs, y))
-                .collect();
+            to.extend(parts.map(|(n, y)| (i, n * each..rows.min((n + 1) * each), 0..outs, y)));
+        } else {
+            let each = self.outs_each(threads);
+            let parts = y.chunks_mut(rows * each).enumerate();
+            to.extend(parts.map(|(n, y)| (i, 0..rows, n * each..outs.min((n + 1) * each), y)));
         }
-        let each = self.outs_each(threads);
-        let parts = y.chunks_mut(rows * each).enumerate();
-        parts.map(|(n, y)| (i, 0..rows, n * each..outs.min((n + 1) * each), y)).collect()
     }
 
     fn put_together(&self, threads: usize, apart: &[f32], y: &mut [f32]) {

@@ -3,7 +3,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData, activation};
 use super::blocks::Blocks;
 use super::gelu_new;
 use super::kernels::kernels;
-use crate::cpu::{self, PackedLinear};
+use crate::cpu::{self, Few, PackedLinear};
 use crate::{PackedMatrix, Quantize, WeightFormat, upload};
 
 /// A projection.
@@ -110,12 +110,12 @@ pub fn linear(x: Tensor<2>, layer: &Linear, epilogue: Epilogue) -> Tensor<2> {
 /// - `x`: `[rows, in]`; returns `[rows, out]` of each in the dtype of `x`
 #[must_use]
 pub fn linears<const N: usize>(x: Tensor<2>, layers: [(&Linear, Epilogue); N]) -> [Tensor<2>; N] {
-    let results = if let Some(kernels) = kernels(&x.device()) {
+    let results: Few<Tensor<2>> = if let Some(kernels) = kernels(&x.device()) {
         let layers = layers.each_ref().map(|(layer, epilogue)| match &layer.weight {
             Weight::Device(weight) => (weight, layer.bias.as_ref(), epilogue.clone()),
             Weight::Packed(_) => unreachable!("packed weights are made for the CPU"),
         });
-        kernels.linears(x, &layers)
+        kernels.linears(x, &layers).into()
     } else if let Some(packed) = packed(&layers) {
         let dtype = x.dtype();
         let results = cpu::packed_linears(x.cast(DType::F32), &packed);
@@ -128,16 +128,18 @@ pub fn linears<const N: usize>(x: Tensor<2>, layers: [(&Linear, Epilogue); N]) -
                 }
                 Weight::Packed(_) => unreachable!("a device has weights of one kind"),
             })
-            .into()
+            .into_iter()
+            .collect()
     };
-    match results.try_into() {
-        Ok(results) => results,
-        Err(_) => unreachable!("a result for each projection"),
-    }
+    let mut results = results.into_iter();
+    std::array::from_fn(|_| match results.next() {
+        Some(result) => result,
+        None => unreachable!("a result for each projection"),
+    })
 }
 
 /// Projections whose weights are all packed for the CPU.
-fn packed<'a>(layers: &'a [(&Linear, Epilogue)]) -> Option<Vec<(&'a PackedLinear, &'a Epilogue)>> {
+fn packed<'a>(layers: &'a [(&Linear, Epilogue)]) -> Option<Few<(&'a PackedLinear, &'a Epilogue)>> {
     let packed = layers.iter().map(|(layer, epilogue)| match &layer.weight {
         Weight::Packed(packed) => Some((packed, epilogue)),
         Weight::Device(_) => None,

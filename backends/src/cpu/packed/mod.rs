@@ -31,7 +31,7 @@ use super::buffers::Buffer;
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::isa::amx::Amx;
 use super::isa::{CpuPath, Isa, Kernel, dispatch};
-use super::share::{Grid, share};
+use super::share::{Few, Grid, share};
 use super::vector::{gelu, silu};
 use crate::Quantize;
 
@@ -251,8 +251,8 @@ pub(super) struct Product<'a> {
 }
 
 /// Products of one `x [rows, k]`, `[rows, outs]` each: threads start and wait for each other once.
-pub(super) fn multiply(path: CpuPath, products: &[Product<'_>], x: &[f32]) -> Vec<Buffer> {
-    let Some(first) = products.first() else { return Vec::new() };
+pub(super) fn multiply(path: CpuPath, products: &[Product<'_>], x: &[f32]) -> Few<Buffer> {
+    let Some(first) = products.first() else { return Few::new() };
     let (k, format) = (first.matrix.k(), first.matrix.format());
     assert!(products.iter().all(|product| product.matrix.k() == k), "matrices of one width");
     if products.iter().any(|product| product.matrix.format() != format) {
@@ -282,8 +282,8 @@ fn spread<'a, T: Tiles>(
     path: CpuPath,
     products: &[Product<'a>],
     tiles: impl Fn(&'a PackedMatrix) -> T,
-) -> Vec<Buffer> {
-    let tiles: Vec<T> = products.iter().map(|product| tiles(product.matrix)).collect();
+) -> Few<Buffer> {
+    let tiles: Few<T> = products.iter().map(|product| tiles(product.matrix)).collect();
     let grid = |(product, tiles): (&Product<'_>, &T)| Grid {
         rows: tiles.rows(),
         outs: product.matrix.outs(),
@@ -292,7 +292,7 @@ fn spread<'a, T: Tiles>(
         tile_rows: T::TILE_ROWS,
         tile_outs: PANEL,
     };
-    let grids: Vec<Grid> = products.iter().zip(&tiles).map(grid).collect();
+    let grids: Few<Grid> = products.iter().zip(&tiles).map(grid).collect();
     share(&grids, |i, rows, outs, y| {
         let Product { bias, finish, .. } = products[i];
         let tiles = tiles[i].with_rows(rows.start, rows.end);

@@ -8,7 +8,7 @@ use super::super::CACHE_LINE;
 use super::super::buffers::Buffer;
 use super::super::isa::amx::{Amx, COLUMNS, TILE_ROWS, TILE_WORDS, TileSums};
 use super::super::isa::{CpuPath, Isa, Kernel, dispatch};
-use super::super::share::NUMBERS_EACH;
+use super::super::share::{Few, NUMBERS_EACH};
 use super::columns::rounded;
 use super::ordered::{MOST_ROWS, OrderedPairs, Widened};
 use super::{AHEAD, PANEL, PackedMatrix, Product, Target, Tiles, spread};
@@ -32,7 +32,7 @@ pub(super) fn multiply(
     products: &[Product<'_>],
     x: &[f32],
     k: usize,
-) -> Vec<Buffer> {
+) -> Few<Buffer> {
     if x.len() <= MOST_ROWS * k {
         let x = Widened::new(path, x, k);
         return spread(path, products, |matrix| OrderedPairs::new(matrix, &x));
