@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use dfastllm_backends::{CpuProvider, DeviceProvider};
 use mimalloc::MiMalloc;
 
-/// A step makes some hundreds of small allocations, most of them for tensors' handles: here they cost less than
-/// in the system's allocator.
+/// A step makes about a hundred small allocations a layer, most of them for tensors' handles: here they cost less
+/// than in the system's allocator.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
