@@ -180,7 +180,7 @@ impl LanguageModel for Tape {
             let uniform = hash(&(&bits, "step")) as f64 / 2f64.powi(64);
             let step = 0.05 * 120f64.powf(uniform);
             let mut order: Vec<u32> = (0..VOCAB as u32).collect();
-            order.sort_by_key(|id| hash(&(&bits, id)));
+            order.sort_by_cached_key(|id| hash(&(&bits, id)));
             let mut logits = vec![0f32; VOCAB];
             for (rank, id) in order.into_iter().enumerate() {
                 logits[id as usize] = (-step * rank as f64) as f32;
