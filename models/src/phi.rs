@@ -5,12 +5,12 @@
 //! read the same LayerNorm and are added to the residual together; rotary embedding turns only the
 //! first `partial_rotary_factor` of each head; every projection, the head included, has a bias.
 
-use dfastllm_backends::ops::{AttentionHeads, Rope, RopePrecision};
+use dfastllm_backends::ops::{AttentionHeads, Epilogue, Linear, Rope, RopePrecision, linear};
 use dfastllm_backends::{Attend, Tensor};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::layers::{Decoder, GeluMlp, Layer, Norm, Pass, SelfAttention};
+use crate::layers::{Decoder, Layer, Norm, Pass, SelfAttention};
 use crate::model::{Alignment, LanguageModel, ModelShape};
 use crate::weights::{Bias, Weights};
 use crate::{LoadError, config};
@@ -108,7 +108,8 @@ pub(crate) fn load(
 struct PhiLayer {
     input_layernorm: Norm,
     self_attn: SelfAttention,
-    mlp: GeluMlp,
+    fc1: Linear,
+    fc2: Linear,
 }
 
 impl PhiLayer {
@@ -132,13 +133,11 @@ impl PhiLayer {
             heads,
             rope: rope.clone(),
         };
-        let mlp = GeluMlp {
-            fc1: linear("mlp.fc1", inner, hidden),
-            fc2: linear("mlp.fc2", hidden, inner),
-        };
+        let fc1 = linear("mlp.fc1", inner, hidden);
+        let fc2 = linear("mlp.fc2", hidden, inner);
         let norm = format!("model.layers.{layer}.input_layernorm");
         let input_layernorm = Norm::layer(weights, &norm, hidden, config.layer_norm_eps);
-        Self { input_layernorm, self_attn, mlp }
+        Self { input_layernorm, self_attn, fc1, fc2 }
     }
 }
 
@@ -146,7 +145,8 @@ impl Layer for PhiLayer {
     fn forward(&self, x: Tensor<2>, pass: &mut Pass<'_, '_>) -> Tensor<2> {
         let normal = self.input_layernorm.forward(x.clone()); // [rows, hidden]
         pass.tap("norm_in", &normal);
-        let attended = self.self_attn.forward(normal.clone(), x, pass);
-        self.mlp.forward(normal, attended)
+        let fc1 = (&self.fc1, Epilogue::Gelu);
+        let [attended, inner] = self.self_attn.forward_beside(normal, x, fc1, pass);
+        linear(inner, &self.fc2, Epilogue::Plus(Box::new(attended)))
     }
 }

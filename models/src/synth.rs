@@ -8,6 +8,7 @@ use std::path::Path;
 use dfastllm_backends::ops::philox::{Counter, Purpose, uniform};
 use dfastllm_backends::{DType, Device, Precision};
 use half::{bf16, f16};
+use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::View;
 use serde_json::Value;
@@ -140,13 +141,17 @@ impl SynthTensor {
     }
 
     fn values(&self) -> Vec<u8> {
-        let values = (0..self.shape.iter().product()).map(|i| self.value(i));
+        let values = (0..self.shape.iter().product()).into_par_iter().map(|i| self.value(i));
         match self.dtype {
-            Dtype::BF16 => values.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
-            Dtype::F16 => values.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
-            _ => values.flat_map(f32::to_le_bytes).collect(),
+            Dtype::BF16 => bytes_of(values.map(|x| bf16::from_f32(x).to_le_bytes())),
+            Dtype::F16 => bytes_of(values.map(|x| f16::from_f32(x).to_le_bytes())),
+            _ => bytes_of(values.map(f32::to_le_bytes)),
         }
     }
+}
+
+fn bytes_of<const N: usize>(values: impl IndexedParallelIterator<Item = [u8; N]>) -> Vec<u8> {
+    values.collect::<Vec<_>>().into_flattened()
 }
 
 /// A tensor whose making is reported.

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use dfastllm_backends::{
-    CpuProvider, DTypeChoice, DeviceProvider, DeviceSpec, OpenDevice, WeightChoice, open_device,
+    CpuProvider, DTypeChoice, DeviceProvider, DeviceSpec, KernelChoice, KernelOptions, OpenDevice,
+    WeightChoice, configure_kernels, open_device,
 };
 use dfastllm_models::{LoadedModel, ModelFiles, builtin_files, load};
 use serde_json::Value;
@@ -36,6 +37,15 @@ pub fn cpu() -> OpenDevice {
     CpuProvider.open(DeviceSpec::Cpu).unwrap().unwrap()
 }
 
+/// The kernels that `DFASTLLM_TEST_KERNELS` chooses: where they can be measured, that takes minutes for the
+/// suites' many shapes.
+#[must_use]
+pub fn kernels() -> KernelOptions {
+    let choice =
+        std::env::var("DFASTLLM_TEST_KERNELS").map_or(Ok(KernelChoice::Tuned), |text| text.parse());
+    KernelOptions { choice: choice.unwrap_or_else(|e| panic!("{e}")), ..KernelOptions::default() }
+}
+
 /// The device that golden records are compared on: what `DFASTLLM_TEST_DEVICE` names, or the CPU.
 #[must_use]
 pub fn device() -> OpenDevice {
@@ -47,6 +57,7 @@ pub fn device() -> OpenDevice {
             Box::new(dfastllm_cube::CubeProvider),
             Box::new(CpuProvider),
         ];
+        configure_kernels(kernels());
         let open = name.parse().and_then(|spec| open_device(spec, &providers));
         open.unwrap_or_else(|e| panic!("{e}"))
     });

@@ -20,7 +20,7 @@ use dfastllm_models::{
     SpecialTokens, Tensor,
 };
 use dfastllm_tests::engine::{CONFIG, greedy, serve};
-use dfastllm_tests::fixtures::{builtin, device};
+use dfastllm_tests::fixtures::{builtin, device, kernels};
 use serde_json::json;
 
 const LENGTH: usize = 32;
@@ -130,7 +130,7 @@ fn answers_are_the_same_with_recorded_steps() {
     if std::env::var_os("DFASTLLM_TEST_DEVICE").is_none() {
         return;
     }
-    configure_kernels(KernelOptions { graphs: Switch::On, ..KernelOptions::default() });
+    configure_kernels(KernelOptions { graphs: Switch::On, ..kernels() });
     let open = device();
     if !open.spec.compiles_kernels() {
         return;

@@ -28,8 +28,34 @@ impl SelfAttention {
         pass: &mut Pass<'_, '_>,
     ) -> Tensor<2> {
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
-        // [rows, heads * head_dim], and [rows, kv_heads * head_dim] twice
-        let [query, keys, values] = linears(x, projections.map(|layer| (layer, Epilogue::None)));
+        let projected = linears(x, projections.map(|layer| (layer, Epilogue::None)));
+        self.attend(projected, residual, pass)
+    }
+
+    /// The same, and one more projection of `x`, which a device may compute with these.
+    ///
+    /// # Shapes
+    /// - `x`, `residual`: `[rows, hidden]`; returns the same, and `[rows, out]` of `beside`
+    pub(crate) fn forward_beside(
+        &self,
+        x: Tensor<2>,
+        residual: Tensor<2>,
+        beside: (&Linear, Epilogue),
+        pass: &mut Pass<'_, '_>,
+    ) -> [Tensor<2>; 2] {
+        let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(|l| (l, Epilogue::None));
+        let [query, keys, values, beside] = linears(x, [q, k, v, beside]);
+        [self.attend([query, keys, values], residual, pass), beside]
+    }
+
+    /// `projected`: `[rows, heads * head_dim]`, and `[rows, kv_heads * head_dim]` twice.
+    fn attend(
+        &self,
+        projected: [Tensor<2>; 3],
+        residual: Tensor<2>,
+        pass: &mut Pass<'_, '_>,
+    ) -> Tensor<2> {
+        let [query, keys, values] = projected;
         pass.tap("q", &query);
         pass.tap("k", &keys);
         pass.tap("v", &values);

@@ -7,5 +7,5 @@ mod norm;
 
 pub(crate) use attention::SelfAttention;
 pub(crate) use decoder::{Decoder, Layer, Pass, PreNormLayer};
-pub(crate) use mlp::{GatedMlp, GeluMlp};
+pub(crate) use mlp::GatedMlp;
 pub(crate) use norm::Norm;

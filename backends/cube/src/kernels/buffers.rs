@@ -4,6 +4,7 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeBackend, kernel};
 use cubecl::client::Client;
+use cubecl::features::Plane;
 use cubecl::ir::ElemType;
 use dfastllm_backends::{DType, Int, Tensor};
 
@@ -62,4 +63,20 @@ pub(super) fn element(dtype: DType) -> ElemType {
 pub(super) fn units(client: &Client, most: u32) -> u32 {
     let limit = client.properties().hardware.max_units_per_cube.clamp(1, most);
     1 << limit.ilog2()
+}
+
+/// Units of a plane, where they are always as many and add up.
+pub(super) fn plane_size(client: &Client) -> Option<u32> {
+    let properties = client.properties();
+    let hardware = &properties.hardware;
+    let adds_up = properties.features.plane.contains(Plane::Ops)
+        && hardware.plane_size_min == hardware.plane_size_max;
+    adds_up.then_some(hardware.plane_size_max)
+}
+
+/// Floats of a vector of at most 16 bytes that rows of some length are made of.
+pub(super) fn vector_size(client: &Client, dtype: DType, len: usize) -> usize {
+    let sizes = client.io_optimized_vector_sizes(dtype.size());
+    let fits = |&size: &usize| size * dtype.size() <= 16 && len.is_multiple_of(size);
+    sizes.into_iter().find(fits).unwrap_or(1)
 }

@@ -4,8 +4,8 @@ use std::io::Write as _;
 use std::sync::OnceLock;
 
 use dfastllm_backends::{
-    CpuProvider, DType, Device, DeviceProvider, DeviceSpec, KernelOptions, OpenDevice, Switch,
-    Tensor, TensorData, configure_kernels, open_device,
+    CpuProvider, DType, Device, DeviceProvider, DeviceSpec, KernelChoice, KernelOptions,
+    OpenDevice, Switch, Tensor, TensorData, configure_kernels, open_device,
 };
 use dfastllm_cube::CubeProvider;
 
@@ -40,7 +40,10 @@ pub(crate) fn lanes(suite: &str) -> Vec<Lane> {
         return Vec::new();
     };
     // On tensor cores where there are any, else without: everywhere the same is copied together.
-    configure_kernels(KernelOptions { flash: Switch::On, ..KernelOptions::default() });
+    // Where kernels can be measured, that takes minutes for the suite's many shapes.
+    let choice = std::env::var("DFASTLLM_TEST_KERNELS").ok();
+    let choice = choice.map_or(KernelChoice::Tuned, |text| text.parse().unwrap());
+    configure_kernels(KernelOptions { choice, flash: Switch::On, ..KernelOptions::default() });
     let only_compiles = std::env::var_os("DFASTLLM_TEST_ONLY_COMPILES").is_some();
     if only_compiles {
         return unopened();
@@ -140,6 +143,11 @@ impl Lane {
     /// [`check`](Self::check) for operations with matrix products.
     pub(crate) fn check_product(&self, what: &str, tested: &Tensor<2>, reference: &Tensor<2>) {
         self.compare(what, [tested, reference], self.product_tolerance);
+    }
+
+    /// Whether a number differs from a sum of products by no more than rounding.
+    pub(crate) fn is_product(&self, tested: f64, reference: f64) -> bool {
+        (tested - reference).abs() <= f64::from(self.product_tolerance) * (1.0 + reference.abs())
     }
 
     /// Fails unless both are equal.

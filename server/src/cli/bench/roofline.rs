@@ -24,7 +24,8 @@ const PASSES: usize = 5;
 /// Most rows of a pass that fills the cache.
 const FILL_ROWS: usize = 512;
 
-/// Parts of a pass and of what follows it, by the name of the last thing they compute.
+/// Parts of a pass and of what follows it, by the name of the last thing they compute. Phi's MLP begins with
+/// the queries, keys and values.
 const PARTS: [(&str, &str); 7] = [
     ("embed", "embed_ms"),
     ("norm_in", "norm_ms"),

@@ -4,6 +4,8 @@ use cubecl::prelude::*;
 use dfastllm_backends::Tensor;
 use dfastllm_backends::ops::Epilogue;
 
+use super::TOGETHER;
+
 /// [`Epilogue`] as a kernel is compiled for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Finish {
@@ -31,6 +33,9 @@ impl Finish {
         matches!(self, Self::Times | Self::Plus)
     }
 }
+
+/// Those of the projections of one launch; only one alone has a tensor beside its result.
+pub(super) type Finishes = [Finish; TOGETHER];
 
 /// `value` finished; `other` counts where there is one.
 #[cube]

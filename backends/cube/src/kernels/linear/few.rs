@@ -7,13 +7,13 @@
 use cubecl::prelude::*;
 
 use super::decode::{BLOCK, Format, stored};
-use super::epilogue::{Finish, finished};
+use super::epilogue::{Finishes, finished};
 
 /// What a kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Plan {
     pub(super) format: Format,
-    pub(super) finish: Finish,
+    pub(super) finishes: Finishes,
     pub(super) has_bias: bool,
     /// Rows of a tile.
     pub(super) tile: usize,
@@ -33,7 +33,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Weights of one load; `vector` are those of a vector of floats.
-    fn step(self, vector: usize) -> usize {
+    pub(super) fn step(self, vector: usize) -> usize {
         match self.format {
             Format::Floats => vector,
             Format::Blocks(format) => 4 * format.per_word(),
@@ -69,7 +69,7 @@ struct Tile {
     matrix: usize,
 }
 
-/// Up to three projections of `x [rows, inputs]`, of weights `[outs, inputs]`: cubes along x are tiles
+/// Projections of `x [rows, inputs]`, of weights `[outs, inputs]`: cubes along x are tiles
 /// of rows, those along y and z outputs, of one matrix after the other.
 #[cube(launch)]
 #[expect(clippy::too_many_arguments, reason = "a kernel's arguments are its bindings")]
@@ -361,11 +361,12 @@ fn put<F: Float, NO: Size>(
                 value += f32::cast_from(biases[tile.matrix][out as usize]);
             }
             let mut beside = 0.0f32.runtime();
-            if comptime!(plan.finish.has_other()) {
+            let finish = comptime!(plan.finishes[tile.matrix]);
+            if comptime!(finish.has_other()) {
                 beside = f32::cast_from(other[0][at]);
             }
             let result = results.index_mut(tile.matrix);
-            result[at] = F::cast_from(finished(value, beside, plan.finish));
+            result[at] = F::cast_from(finished(value, beside, finish));
         }
     }
 }

@@ -10,10 +10,9 @@ use cubecl::prelude::*;
 use dfastllm_backends::ops::{BlockFormat, Blocks};
 use dfastllm_backends::{DType, Tensor};
 
-use super::super::buffers::{element, int_buffer, room, tensor, units};
+use super::super::buffers::{buffer, element, int_buffer, room, tensor, units, vector_size};
 use super::decode::{BLOCK, stored};
 use super::epilogue::{Finish, finished};
-use super::{buffer, vector_size};
 
 /// Most units of a cube.
 const UNITS: u32 = 256;
