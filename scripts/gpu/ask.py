@@ -1,5 +1,5 @@
-"""Starts a server of a built-in model on a device, twice with one kernel cache, and asks it a question in
-eight requests at a time. Fails unless all answers are right; prints one JSON object a start.
+"""Starts a server of each of two built-in models on a device, twice with one kernel cache, and asks it a
+question in eight requests at a time. Fails unless all answers are right; prints one JSON object a start.
 
 Usage: ask.py DFASTLLM DEVICE"""
 
@@ -64,7 +64,11 @@ def start(program, device, model, cache):
         busy = [line for line in get(f"{url}/metrics").splitlines() if line.startswith("vdiff_gpu")]
     finally:
         server.terminate()
-        server.wait(60)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
     print(json.dumps({"what": "serve", "model": model, "ready_s": ready, "eight_answers_s": took,
                       "answers": sorted(set(answers)), "health": health, "metrics": busy,
                       "cache_bytes": pathlib.Path(cache).stat().st_size, "exit": server.returncode}), flush=True)
@@ -74,7 +78,8 @@ def start(program, device, model, cache):
 def main():
     program, device = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
-        right = [start(program, device, model, f"{folder}/kernels") for model in MODELS for _ in range(2)]
+        right = [start(program, device, model, f"{folder}/{i}") for i, model in enumerate(MODELS)
+                 for _ in range(2)]
     raise SystemExit(0 if all(right) else "an answer is wrong, or the server did not end well")
 
 

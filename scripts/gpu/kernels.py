@@ -22,9 +22,12 @@ def main():
                 scale = {"byte": 1e-6, "Kbyte": 1e-3, "Mbyte": 1, "Gbyte": 1e3}
                 launch["MB"] = value * scale[unit]
             launch["grid"] = row.get("Grid Size", "")
+    if not launches:
+        sys.exit(f"no launch in {sys.argv[1]}")
     kinds = {}
     for launch in launches.values():
-        name = re.sub(r"\(.*", "", launch["name"])[:40] + " " + launch["grid"]
+        # Products alike in shape of launch may read different matrices.
+        name = re.sub(r"\(.*", "", launch["name"])[:40] + f" {launch['grid']} {launch.get('MB', 0):.0f} MB"
         kinds.setdefault(name, []).append(launch)
     total = sum(launch["us"] for launch in launches.values())
     print(f"{len(launches)} launches, {total:.0f} us")

@@ -12,8 +12,9 @@ use dfastllm_backends::ops::{
     rotate_and_store,
 };
 use dfastllm_backends::{
-    Attend, CpuProvider, DType, Device, DeviceProvider, KernelOptions, KvPool, KvShape, PAGE_SIZE,
-    Quantize, RaggedRows, SpanRequest, Switch, Tensor, TensorData, configure_kernels, open_device,
+    Attend, CpuProvider, DType, Device, DeviceProvider, KernelChoice, KernelOptions, KvPool,
+    KvShape, PAGE_SIZE, Quantize, RaggedRows, SpanRequest, Switch, Tensor, TensorData,
+    configure_kernels, open_device,
 };
 use dfastllm_cube::CubeProvider;
 
@@ -148,7 +149,9 @@ fn device() -> Option<Device> {
     if std::env::var_os("DFASTLLM_TEST_ONLY_COMPILES").is_some() {
         return None;
     }
-    configure_kernels(KernelOptions { graphs: Switch::On, ..KernelOptions::default() });
+    let choice = std::env::var("DFASTLLM_TEST_KERNELS").ok();
+    let choice = choice.map_or(KernelChoice::Tuned, |text| text.parse().unwrap());
+    configure_kernels(KernelOptions { choice, graphs: Switch::On, ..KernelOptions::default() });
     let providers: [Box<dyn DeviceProvider>; 2] = [Box::new(CubeProvider), Box::new(CpuProvider)];
     Some(open_device(name.parse().unwrap(), &providers).unwrap().device)
 }

@@ -17,9 +17,8 @@ pub(super) fn cube_sum(
     if comptime!(plane.is_some()) {
         let lanes = comptime!(plane.unwrap_or(units));
         let own = plane_sum(value);
-        let lane = UNIT_POS % lanes;
-        if lane == 0 {
-            shared[unit / lanes as usize] = own;
+        if UNIT_POS_PLANE == 0 {
+            shared[PLANE_POS as usize] = own;
         }
         sync_cube();
         let mut sum = f32::new(0.0);

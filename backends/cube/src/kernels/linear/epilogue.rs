@@ -34,8 +34,38 @@ impl Finish {
     }
 }
 
-/// Those of the projections of one launch; only one alone has a tensor beside its result.
-pub(super) type Finishes = [Finish; TOGETHER];
+/// What is done to the sums of one launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Ending {
+    /// Of each projection; only one alone has a tensor beside its result.
+    pub(super) finishes: [Finish; TOGETHER],
+    pub(super) has_bias: bool,
+}
+
+/// Finishes and writes an output; `place` is its number and its index in the result of its matrix.
+#[cube]
+pub(super) fn put_output<F: Float>(
+    sum: f32,
+    place: (u32, u32),
+    biases: &Sequence<Box<[F]>>,
+    other: &Sequence<Box<[F]>>,
+    results: &mut Sequence<Box<[F]>>,
+    #[comptime] matrix: usize,
+    #[comptime] ending: Ending,
+) {
+    let (out, at) = place;
+    let mut value = sum;
+    if comptime!(ending.has_bias) {
+        value += f32::cast_from(biases[matrix][out as usize]);
+    }
+    let finish = comptime!(ending.finishes[matrix]);
+    let mut beside = 0.0f32.runtime();
+    if comptime!(finish.has_other()) {
+        beside = f32::cast_from(other[0][at as usize]);
+    }
+    let result = results.index_mut(matrix);
+    result[at as usize] = F::cast_from(finished(value, beside, finish));
+}
 
 /// `value` finished; `other` counts where there is one.
 #[cube]

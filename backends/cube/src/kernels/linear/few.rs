@@ -7,14 +7,13 @@
 use cubecl::prelude::*;
 
 use super::decode::{BLOCK, Format, stored};
-use super::epilogue::{Finishes, finished};
+use super::epilogue::{Ending, put_output};
 
 /// What a kernel is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Plan {
     pub(super) format: Format,
-    pub(super) finishes: Finishes,
-    pub(super) has_bias: bool,
+    pub(super) ending: Ending,
     /// Rows of a tile.
     pub(super) tile: usize,
     /// Outputs of a group.
@@ -355,18 +354,16 @@ fn put<F: Float, NO: Size>(
     for o in 0..plan.outs {
         let out = first + o as u32;
         if row < tile.rows && out < tile.outs {
-            let at = (row * tile.outs + out) as usize;
-            let mut value = sums.extract(o);
-            if comptime!(plan.has_bias) {
-                value += f32::cast_from(biases[tile.matrix][out as usize]);
-            }
-            let mut beside = 0.0f32.runtime();
-            let finish = comptime!(plan.finishes[tile.matrix]);
-            if comptime!(finish.has_other()) {
-                beside = f32::cast_from(other[0][at]);
-            }
-            let result = results.index_mut(tile.matrix);
-            result[at] = F::cast_from(finished(value, beside, finish));
+            let place = (out, row * tile.outs + out);
+            put_output::<F>(
+                sums.extract(o),
+                place,
+                biases,
+                other,
+                results,
+                tile.matrix,
+                plan.ending,
+            );
         }
     }
 }

@@ -8,7 +8,7 @@ use dfastllm_backends::{DType, Tensor};
 use super::super::buffers::{buffer, element, int_buffer, plane_size, room, tensor, vector_size};
 use super::TOGETHER;
 use super::decode::{BLOCK, Format};
-use super::epilogue::{Finish, Finishes};
+use super::epilogue::{Ending, Finish};
 use super::few::{Plan, few_kernel};
 use super::mma::{self, MmaPlan, mma_kernel};
 
@@ -19,9 +19,9 @@ const TILE_ROWS: usize = 16;
 const BUSY: [usize; 2] = [4096, 1024];
 /// Most loads of an output under way together.
 const AHEAD: usize = 16;
-/// Units of a group and groups of a cube, where planes add up.
+/// Groups of a cube where planes add up, which a group is then.
 const PLANES: u32 = 4;
-/// The same where shared memory does, of which 16 KiB are always there.
+/// Units of a group and groups of a cube where shared memory does, of which 16 KiB are always there.
 const SHARED: (u32, u32) = (32, 2);
 
 /// The buffers of a projection's weight: floats or words, and scales if there are any.
@@ -49,8 +49,7 @@ pub(super) fn few(x: &CubeTensor, layers: &[DeviceLinear<'_>]) -> Vec<Tensor<2>>
     let job = Job {
         x,
         format: format(layers[0].0),
-        has_bias: layers[0].1.is_some(),
-        finishes,
+        ending: Ending { finishes, has_bias: layers[0].1.is_some() },
         scales: scales.into_iter().flatten().collect(),
         biases: biases.map(|bias| buffer(bias.clone().cast(dtype))).collect(),
         other: other.map(|other| buffer(other.clone().cast(dtype))),
@@ -76,8 +75,7 @@ fn format(weight: &DeviceWeight) -> Format {
 pub(super) struct Job<'a> {
     pub(super) x: &'a CubeTensor,
     format: Format,
-    pub(super) has_bias: bool,
-    pub(super) finishes: Finishes,
+    pub(super) ending: Ending,
     pub(super) weights: Vec<CubeTensor>,
     scales: Vec<CubeTensor>,
     biases: Vec<CubeTensor>,
@@ -129,7 +127,7 @@ impl Job<'_> {
 
     /// How rows and outputs are cut; `vector`: floats of a load of `x`.
     fn plan_few(&self, vector: usize) -> Plan {
-        let Self { x, format, has_bias, finishes, .. } = *self;
+        let Self { x, format, ending, .. } = *self;
         let ([rows, inputs], client) = (x.meta.shape.dims(), &x.client);
         let most_units = client.properties().hardware.max_units_per_cube;
         let plane = plane_size(client).filter(|plane| plane * PLANES <= most_units);
@@ -144,8 +142,7 @@ impl Job<'_> {
         let is_whole = inputs.is_multiple_of(BLOCK);
         let plan = Plan {
             format,
-            finishes,
-            has_bias,
+            ending,
             tile,
             outs,
             ahead: 1,

@@ -19,7 +19,7 @@ use self::job::few;
 use self::many::Target;
 use super::buffers::{buffer, room, tensor};
 
-/// Most rows of the kernel for few.
+/// Most rows of the kernels for few.
 const FEW_ROWS: usize = 64;
 /// Most projections of one launch.
 const TOGETHER: usize = 4;

@@ -1,53 +1,19 @@
 //! Products of some rows on tensor cores, which read weights as fast as memory gives them where the
 //! other kernel for few rows is busy multiplying.
 //!
-//! Planes of a cube share its outputs' inputs, 32 at a time each, and add their sums up at the end. A
+//! Planes of a cube share its outputs' inputs, some 32 at a time each, and add their sums up at the end. A
 //! unit's four numbers of each row in a product of 16 are those that lie together in memory: a sum
 //! over inputs is the same in any order, so that all units load 16 bytes at once, and no shared memory
 //! is needed before the end.
 
-use cubecl::client::Client;
+mod plan;
+
 use cubecl::cmma::MmaDefinition;
-use cubecl::features::MmaConfig;
 use cubecl::prelude::*;
-use dfastllm_backends::DType;
 
-use super::super::buffers::element;
-use super::epilogue::{Finishes, finished};
-use super::job::Job;
-
-/// Outputs, rows and inputs of a product of the tensor cores.
-pub(super) const SHAPE: [usize; 3] = [16, 8, 16];
-/// Inputs of a step of a plane: two products.
-pub(super) const STEP: usize = 32;
-/// Units of a plane.
-pub(super) const LANES: u32 = 32;
-/// Floats of a load.
-pub(super) const VECTOR: usize = 8;
-
-/// What a kernel is compiled for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct MmaPlan {
-    pub(super) finishes: Finishes,
-    pub(super) has_bias: bool,
-    /// Sixteens of outputs of a cube.
-    pub(super) out_tiles: usize,
-    /// Eights of rows of a cube.
-    pub(super) row_tiles: usize,
-    /// Steps that are loaded together, of which a matrix has a whole number.
-    pub(super) ahead: usize,
-    pub(super) planes: u32,
-}
-
-impl MmaPlan {
-    pub(super) fn outs(self) -> usize {
-        SHAPE[0] * self.out_tiles
-    }
-
-    pub(super) fn rows(self) -> usize {
-        SHAPE[1] * self.row_tiles
-    }
-}
+use self::plan::SHAPE;
+pub(super) use self::plan::{LANES, MmaPlan, STEP, VECTOR, plan};
+use super::epilogue::put_output;
 
 /// What a cube computes: some outputs of a matrix for some rows.
 #[derive(CubeType)]
@@ -77,6 +43,8 @@ pub(super) fn mma_kernel<F: Float, N: Size>(
     #[comptime] plan: MmaPlan,
     #[define(F)] _dtype: ElemType,
 ) {
+    // One for all matrices: each would have its own otherwise.
+    let mut shared = Shared::<[f32]>::new_slice(comptime!(plan.shared()));
     let cube = CUBE_POS_Y + CUBE_POS_Z * CUBE_COUNT_Y;
     let mut first = 0u32.runtime();
     #[unroll]
@@ -88,7 +56,7 @@ pub(super) fn mma_kernel<F: Float, N: Size>(
             let out = (cube - first) * comptime!(plan.outs() as u32);
             let part = Part { row, rows, out, outs, inputs, matrix };
             let sums = sum_up::<F, N>(x, weights, &part, plan);
-            put::<F>(&sums, biases, other, results, &part, plan);
+            put::<F>(&sums, &mut shared, biases, other, results, &part, plan);
         }
         first = end;
     }
@@ -198,19 +166,18 @@ fn pair<F: Float, N: Size>(loaded: Vector<F, N>, #[comptime] i: usize) -> Vector
     pair
 }
 
-/// Adds up the planes' sums, a sixteen of outputs after the other, and writes.
+/// Adds up the planes' sums, a sixteen of outputs after the other, and writes those that are there.
 #[cube]
 fn put<F: Float>(
     sums: &Registers<f32>,
+    shared: &mut Shared<[f32]>,
     biases: &Sequence<Box<[F]>>,
     other: &Sequence<Box<[F]>>,
     results: &mut Sequence<Box<[F]>>,
     part: &Part,
     #[comptime] plan: MmaPlan,
 ) {
-    // Four sums of a unit for every eight of rows.
-    let tile = comptime!(plan.row_tiles as u32 * 4 * LANES);
-    let mut shared = Shared::<[f32]>::new_slice(comptime!((tile * plan.planes) as usize));
+    let tile = comptime!(plan.tile());
     #[unroll]
     for o in 0..plan.out_tiles {
         #[unroll]
@@ -233,74 +200,14 @@ fn put<F: Float>(
             let (lane, i) = (at % LANES, at / LANES % 4);
             let out = part.out + comptime!((SHAPE[0] * o) as u32) + lane / 4 + i / 2 * 8;
             let row = part.row + at / comptime!(4 * LANES) * 8 + lane % 4 * 2 + i % 2;
-            put_one::<F>(total, biases, other, results, (row, out), part, plan);
+            if row < part.rows && out < part.outs {
+                let place = (out, row * part.outs + out);
+                put_output::<F>(total, place, biases, other, results, part.matrix, plan.ending);
+            }
             at += comptime!(plan.planes * LANES);
         }
-        sync_cube();
-    }
-}
-
-/// Finishes and writes an output of a row, if they are there; `place` is the row and the output.
-#[cube]
-fn put_one<F: Float>(
-    sum: f32,
-    biases: &Sequence<Box<[F]>>,
-    other: &Sequence<Box<[F]>>,
-    results: &mut Sequence<Box<[F]>>,
-    place: (u32, u32),
-    part: &Part,
-    #[comptime] plan: MmaPlan,
-) {
-    let (row, out) = place;
-    if row < part.rows && out < part.outs {
-        let at = (row * part.outs + out) as usize;
-        let mut value = sum;
-        if comptime!(plan.has_bias) {
-            value += f32::cast_from(biases[part.matrix][out as usize]);
+        if comptime!(o + 1 < plan.out_tiles) {
+            sync_cube();
         }
-        let mut beside = 0.0f32.runtime();
-        let finish = comptime!(plan.finishes[part.matrix]);
-        if comptime!(finish.has_other()) {
-            beside = f32::cast_from(other[0][at]);
-        }
-        let result = results.index_mut(part.matrix);
-        result[at] = F::cast_from(finished(value, beside, finish));
     }
-}
-
-/// Fewest rows for which they pay, and most of a cube.
-const LEAST_ROWS: usize = 3;
-const MOST_ROWS: usize = 32;
-/// Outputs from which a cube has two sixteens of them, and from which half the planes are as fast.
-const MANY_OUTS: usize = 4096;
-const MOST_OUTS: usize = 8192;
-/// Steps of a sixteen of outputs that are loaded together.
-const AHEAD: usize = 4;
-
-/// How rows and outputs are cut, as was fastest on an H200 (BENCHMARKS.md); nothing where the device has
-/// no tensor cores for these matrices, or another kernel is better.
-pub(super) fn plan(job: &Job<'_>) -> Option<MmaPlan> {
-    let Job { x, has_bias, finishes, .. } = *job;
-    let [rows, inputs] = x.meta.shape.dims();
-    let outs: usize = job.sizes.iter().sum();
-    let can = has_tensor_cores(&x.client, x.dtype)
-        && job.weights.iter().all(|weight| weight.dtype == x.dtype)
-        && inputs.is_multiple_of(STEP);
-    if rows < LEAST_ROWS || !can {
-        return None;
-    }
-    let row_tiles = rows.div_ceil(rows.div_ceil(MOST_ROWS)).div_ceil(SHAPE[1]);
-    let out_tiles = if outs < MANY_OUTS { 1 } else { 2 };
-    let divides = |ahead: &usize| (inputs / STEP).is_multiple_of(*ahead);
-    let ahead = [AHEAD / out_tiles, 2].into_iter().find(divides).unwrap_or(1);
-    // Few outputs want more planes for each, as far as there are registers.
-    let planes = if outs >= MOST_OUTS || (out_tiles == 1 && row_tiles > 2) { 8 } else { 16 };
-    Some(MmaPlan { finishes, has_bias, out_tiles, row_tiles, ahead, planes })
-}
-
-fn has_tensor_cores(client: &Client, dtype: DType) -> bool {
-    let [m, n, k] = SHAPE.map(|size| size as u32);
-    let (own, sum) = (element(dtype), element(DType::F32));
-    let product = MmaConfig { a_type: own, b_type: own, cd_type: sum, m, n, k };
-    matches!(dtype, DType::BF16 | DType::F16) && client.features().matmul.mma.contains(&product)
 }
